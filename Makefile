@@ -1,0 +1,110 @@
+# One command each. Everything lives in this checkout's own .venv and build/, so a fresh machine
+# needs gcc, make and Python with its headers and venv, nothing else.
+#
+# The package is installed editable: Python sources are imported from the checkout, the compiled
+# module from .venv. Nothing is built on import, because tests start many processes at once; a
+# change to C reaches Python by `make build`, which every target that runs Python does first.
+
+PYTHON ?= python3
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+# More arguments for pytest: make test PYTEST="-k structure"
+PYTEST ?=
+# More arguments for the demo: make demo DEMO="--peers 3"
+DEMO ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/stamps
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# As in pyproject.toml's [build-system], plus what scikit-build-core would fetch on its own.
+BUILD_TOOLS := "scikit-build-core>=0.11" "cffi>=2.1" "cmake>=3.26" "ninja>=1.11"
+
+# cmake finds ninja, and pip finds cmake, in the venv.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+# Directories are among them, so that a removed file is noticed too.
+NATIVE := CMakeLists.txt $(shell find csrc transport bindings -type d -not -name __pycache__ \
+	-o -name '*.[ch]' -o -name '*.py')
+C_FILES = $(shell find csrc transport bindings tests benchmarks -name '*.[ch]')
+
+CMAKE = $(BIN)/cmake -S . -G Ninja -DCOLLECTIVES_TESTS=ON --log-level=WARNING
+NINJA = $(BIN)/cmake --build
+CTEST = $(BIN)/ctest --output-on-failure --parallel $(JOBS)
+
+.PHONY: build demo test test-c test-python lint format sanitize asan tsan clean
+.DELETE_ON_ERROR:
+
+build: $(STAMPS)/build
+
+demo: $(STAMPS)/build
+	$(BIN)/collectives demo $(DEMO)
+
+test: test-c test-python
+
+test-c: $(STAMPS)/test
+	$(CMAKE) -B build/tests
+	$(NINJA) build/tests --parallel $(JOBS)
+	$(CTEST) --test-dir build/tests
+
+test-python: $(STAMPS)/test
+	$(BIN)/python -m pytest $(PYTEST)
+
+lint: $(STAMPS)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(C_FILES)
+	$(BIN)/mypy
+	$(CMAKE) -B build/lint -DCOLLECTIVES_WERROR=ON
+	$(NINJA) build/lint --parallel $(JOBS)
+
+format: $(STAMPS)/dev
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(C_FILES)
+
+sanitize: asan tsan
+
+asan: $(STAMPS)/test
+	$(CMAKE) -B build/asan -DCOLLECTIVES_SANITIZE=address,undefined
+	$(NINJA) build/asan --parallel $(JOBS)
+	$(CTEST) --test-dir build/asan
+	bash tests/smoke_sanitized.sh asan
+
+tsan: $(STAMPS)/test
+	$(CMAKE) -B build/tsan -DCOLLECTIVES_SANITIZE=thread
+	$(NINJA) build/tsan --parallel $(JOBS)
+	TSAN_OPTIONS="halt_on_error=1 second_deadlock_stack=1" $(CTEST) --test-dir build/tsan
+	bash tests/smoke_sanitized.sh tsan
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV)
+
+# ---- the venv: a stamp for each stage, made anew only when what it depends on changed -------------
+
+$(STAMPS)/venv:
+	$(PYTHON) -m venv $(VENV)
+	mkdir -p $(STAMPS)
+	touch $@
+
+$(STAMPS)/tools: $(STAMPS)/venv pyproject.toml
+	$(PIP) install $(BUILD_TOOLS)
+	touch $@
+
+$(STAMPS)/build: $(STAMPS)/tools $(NATIVE)
+	$(PIP) install --no-build-isolation --editable .
+	touch $@
+
+# The extras depend on pyproject.toml alone; the module must be built before, in any case.
+$(STAMPS)/test: $(STAMPS)/test-extra $(STAMPS)/build
+	touch $@
+
+$(STAMPS)/dev: $(STAMPS)/dev-extra $(STAMPS)/build
+	touch $@
+
+$(STAMPS)/%-extra: pyproject.toml | $(STAMPS)/build
+	$(PIP) install --no-build-isolation --editable '.[$*]'
+	touch $@
+
+# Interrupted work must be done again, not deleted as intermediate.
+.PRECIOUS: $(STAMPS)/%-extra

@@ -1,0 +1,78 @@
+"""`collectives coordinator`: runs the membership service until SIGTERM or SIGINT.
+
+The one line on standard output, `ready cc://HOST:PORT`, is for scripts: it comes when peers can
+connect, and tells the port if any was taken. Everything else goes to the log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+
+from collectives import config
+from collectives.cli import main as cli
+from collectives.coordinator import server
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--listen",
+        metavar="HOST:PORT",
+        default=f"127.0.0.1:{config.DEFAULT_PORT}",
+        help="where to listen; port 0 takes any free one (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--insecure",
+        action="store_true",
+        help="allow an address that other machines reach; there is no key yet",
+    )
+    parser.add_argument(
+        "--timeouts",
+        choices=("lan", "wan"),
+        help="as the peers': lan, or wan for five times as long (default: lan)",
+    )
+    parser.add_argument(
+        "--log", choices=cli.LOG_LEVELS, help="what to log to standard error (default: warning)"
+    )
+    parser.add_argument(
+        "--until-input-ends",
+        action="store_true",
+        help="stop when standard input ends, as it does when the parent process dies",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    cli.set_up_logging(args.log)
+    settings = config.Settings.from_environment()
+    preset = config.timeouts_named(args.timeouts) if args.timeouts else settings.timeouts
+    asyncio.run(_serve(args, preset or config.LAN))
+    return 0
+
+
+async def _serve(args: argparse.Namespace, timeouts: config.Timeouts) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    if args.until_input_ends:
+        loop.add_reader(sys.stdin.fileno(), _drain, sys.stdin.fileno(), stop)
+    try:
+        await server.serve(
+            args.listen,
+            insecure=args.insecure,
+            timeouts=timeouts,
+            on_ready=lambda url: print(f"ready {url}", flush=True),
+            stop=stop,
+        )
+    finally:
+        if args.until_input_ends:
+            loop.remove_reader(sys.stdin.fileno())
+
+
+def _drain(descriptor: int, stop: asyncio.Event) -> None:
+    if not os.read(descriptor, 4096):
+        stop.set()
+        asyncio.get_running_loop().remove_reader(descriptor)

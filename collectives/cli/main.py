@@ -1,0 +1,65 @@
+"""`collectives COMMAND`: finds the command, runs it, and turns errors into one line and a code.
+
+Each command is a module with `add_arguments(parser)` and `run(args) -> int`. Only the module of the
+command that is called is imported: the coordinator must start where, say, torch is not installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+
+from collectives import config
+from collectives.errors import CollectivesError
+
+COMMANDS = {
+    "coordinator": ("collectives.cli.coordinator", "run the membership service of a run"),
+    "demo": ("collectives.cli.demo", "watch a group survive the loss of a member"),
+    "bench": ("collectives.cli.bench", "measure bandwidth, latency and recovery"),
+}
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+def parser_for(command: str | None) -> argparse.ArgumentParser:
+    """The parser; of the sub-commands only `command` has its arguments."""
+    parser = argparse.ArgumentParser(
+        prog="collectives", description="Fault-tolerant collective communication."
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (module, text) in COMMANDS.items():
+        subparser = commands.add_parser(name, help=text, description=text.capitalize() + ".")
+        if name == command:
+            importlib.import_module(module).add_arguments(subparser)
+    return parser
+
+
+def set_up_logging(level: str | None) -> None:
+    """Logs to standard error. `level` wins over the environment; the default is warning."""
+    name = level or config.Settings.from_environment().log or "warning"
+    logging.basicConfig(
+        level=getattr(logging, name.upper()),
+        format="%(asctime)s %(name)s %(levelname)s %(message)s",
+        stream=sys.stderr,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0, 1 after an error, 2 for a wrong command line (by SystemExit)."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    command = next((word for word in words if not word.startswith("-")), None)
+    try:
+        args = parser_for(command).parse_args(words)
+        return int(importlib.import_module(COMMANDS[args.command][0]).run(args))
+    except KeyboardInterrupt:
+        return 130
+    except (CollectivesError, ValueError, OSError) as error:
+        print(f"collectives {command or ''}: error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

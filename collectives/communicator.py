@@ -1,0 +1,574 @@
+"""The communicator: what users hold.
+
+It checks arguments, hands operations to the core and results to the caller. It is a thin layer:
+who is a member and what became of an operation is decided by the coordinator and the core.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import socket
+import threading
+import uuid
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from collectives import messages
+from collectives._core import ffi, lib
+from collectives.agent import Agent
+from collectives.buffers import Buffer, buffer_of, check_output, new_like
+from collectives.config import Settings, Timeouts, format_address, is_loopback, parse_url
+from collectives.config import LAN, parse_address, resolve_host
+from collectives.core import Context, text
+from collectives.errors import Closed, CollectivesError, from_status
+from collectives.work import ALGORITHMS, Work
+
+_OPS = {"sum": lib.CC_SUM, "avg": lib.CC_AVG, "min": lib.CC_MIN, "max": lib.CC_MAX}
+_KINDS = {
+    "all_reduce": lib.CC_ALL_REDUCE,
+    "broadcast": lib.CC_BROADCAST,
+    "all_gather": lib.CC_ALL_GATHER,
+    "barrier": lib.CC_BARRIER,
+    "admit": lib.CC_BOUNDARY,
+    "leave": lib.CC_BOUNDARY,
+}
+_MAX_UNPRUNED = 64
+
+
+@dataclass(frozen=True)
+class Member:
+    """A peer of the group: its rank, its random id, the name it gave, whether it is alive."""
+
+    rank: int
+    id: bytes
+    name: str
+    alive: bool = True
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a boundary did. `joined` and `left` are compared with the last boundary: who died in
+    between has left."""
+
+    epoch: int
+    joined: tuple[Member, ...]
+    left: tuple[Member, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.joined or self.left)
+
+
+class Communicator:
+    """One peer's membership in one group; made by `connect`.
+
+    Any thread may call it. The operations of one lane must be called in the same order on all
+    peers: give each thread a lane of its own.
+
+    Attributes:
+        rank: this peer's rank, 0 to size - 1. It changes only in `admit`.
+        size: the number of ranks. A peer that died leaves a hole until the next `admit`.
+        members: the members as of the last boundary, by rank; `alive` tells who died since.
+        epoch: the number of the current epoch.
+        pending: how many joiners wait to be admitted.
+    """
+
+    def __init__(self, context: Context, agent: Agent, record: messages.Epoch, peer: bytes) -> None:
+        self._context = context
+        self._agent = agent
+        self._id = peer
+        self._group = record.group
+        self._open: set[Work] = set()  # keeps buffers alive while the core may touch them
+        self._closed = False
+        self._lock = threading.Lock()
+        self._settle(record)
+        _live.add(self)
+
+    # ---- membership -------------------------------------------------------------------------
+
+    def _settle(self, record: messages.Epoch) -> None:
+        """Takes over ranks and size: at the start and at boundaries only."""
+        self._snapshot = record
+        self._size = record.world
+        self._rank = next(m.rank for m in record.members if m.id == self._id)
+
+    @property
+    def rank(self) -> int:
+        return self._rank
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    @property
+    def epoch(self) -> int:
+        return self._current().epoch
+
+    @property
+    def pending(self) -> int:
+        return self._agent.pending
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        alive = {member.id for member in self._current().members}
+        return tuple(_member(m, m.id in alive) for m in self._snapshot.members)
+
+    @property
+    def stats(self) -> dict[str, int]:
+        """Counters of this peer's core: bytes on data links, operations, epochs."""
+        return self._context.stats()
+
+    def _current(self) -> messages.Epoch:
+        return self._agent.current or self._snapshot
+
+    def admit(self, timeout: float | None = None) -> Change:
+        """A boundary: lets waiting joiners in, leavers go, and closes the holes of dead ranks.
+
+        All members call it, as the same operation of lane 0. It waits for everything that this
+        peer has posted; no other operation may be posted meanwhile. When nobody waits it costs one
+        exchange of votes. Below `min_size` it waits for joiners.
+
+        Raises: as `Work.wait`; a failure is the same on all members.
+        """
+        return self._boundary("admit", 0, timeout)
+
+    def leave(self) -> None:
+        """An `admit` after which this peer is no member any more, and closed."""
+        try:
+            self._boundary("leave", lib.CC_LEAVE, None)
+        finally:
+            self.close()
+
+    def _boundary(self, name: str, flags: int, timeout: float | None) -> Change:
+        for work in list(self._open):
+            try:
+                work.wait()
+            except CollectivesError:
+                pass  # its own waiter is told
+        before = self._snapshot
+        work = self._post(name, None, None, flags=flags, timeout=timeout, sync=True)
+        work.wait()
+        if flags or not work.changed:
+            return Change(self.epoch, (), ())
+        record = self._agent.wait_epoch(work.info.epoch)
+        self._settle(record)
+        old = {member.id for member in before.members}
+        new = {member.id for member in record.members}
+        joined = tuple(_member(m, True) for m in record.members if m.id not in old)
+        left = tuple(_member(m, False) for m in before.members if m.id not in new)
+        return Change(record.epoch, joined, left)
+
+    # ---- collectives ------------------------------------------------------------------------
+
+    def all_reduce(
+        self,
+        x: Any,
+        *,
+        op: str = "sum",
+        out: Any = None,
+        async_op: bool = False,
+        algorithm: str = "auto",
+        dtype: str | None = None,
+        lane: int = 0,
+        preserve: bool = True,
+        timeout: float | None = None,
+    ) -> Any:
+        """Combines the members' arrays element by element; all get the same bits.
+
+        Args:
+            x: numpy array or CPU torch tensor, of equal count and dtype on all members: float32,
+                float64, int32, int64, bfloat16. Strided input is copied.
+            op: ``"sum"``, ``"avg"`` (floating point; over the contributors), ``"min"``, ``"max"``.
+            out: where the result goes; None makes a new one. ``out=x`` is in place; any other
+                overlap is an error.
+            async_op: return a `Work` at once instead of the result.
+            algorithm: ``"auto"``, ``"ring"``, ``"recursive_doubling"``, ``"direct"``.
+            dtype: ``"bfloat16"`` if x is an array of uint16 that means that.
+            lane: 0 to 15; operations of one lane have one order, the same on all members.
+            preserve: in place only: keep the input until the outcome is decided. False saves the
+                copy, and leaves x undefined on failure.
+            timeout: the operation's own deadline in seconds: it fails on all members.
+
+        Raises:
+            TypeError, ValueError: wrong arguments; nothing was sent.
+            otherwise as `Work.wait`.
+        """
+        given = buffer_of(x, dtype)
+        target = self._target(given, x, out, dtype)
+        return self._run(
+            "all_reduce",
+            given,
+            target,
+            async_op,
+            op=_choice(_OPS, op, "op"),
+            algorithm=_choice(ALGORITHMS, algorithm, "algorithm"),
+            flags=lib.CC_PRESERVE if preserve else 0,
+            lane=lane,
+            timeout=timeout,
+        )
+
+    def broadcast(
+        self,
+        x: Any,
+        root: int = 0,
+        *,
+        out: Any = None,
+        async_op: bool = False,
+        algorithm: str = "auto",
+        dtype: str | None = None,
+        lane: int = 0,
+        timeout: float | None = None,
+    ) -> Any:
+        """Gives all members the root's array. On other members x tells count and dtype only.
+
+        Args: as `all_reduce`; `root` is a rank. ``out=x`` overwrites x with the root's.
+        """
+        given = buffer_of(x, dtype)
+        target = self._target(given, x, out, dtype)
+        if not isinstance(root, int) or not 0 <= root < self._size:
+            raise ValueError(f"root {root!r} is no rank of this group of {self._size}")
+        return self._run(
+            "broadcast",
+            given,
+            target,
+            async_op,
+            root=root,
+            algorithm=_choice(ALGORITHMS, algorithm, "algorithm"),
+            lane=lane,
+            timeout=timeout,
+        )
+
+    def all_gather(
+        self,
+        x: Any,
+        *,
+        out: Any = None,
+        async_op: bool = False,
+        algorithm: str = "auto",
+        dtype: str | None = None,
+        lane: int = 0,
+        timeout: float | None = None,
+    ) -> Any:
+        """Gives all members everybody's array, stacked: shape ``(size, *x.shape)``.
+
+        The row of a rank without a member is zeros; `Work.info.missing` names them.
+
+        Args: as `all_reduce`; `out` has size times as many elements as x, of the same dtype.
+        """
+        given = buffer_of(x, dtype)
+        rows = self._size
+        result = new_like(given, rows) if out is None else out
+        target = buffer_of(result, dtype, out=True)
+        check_output(given, target, rows)
+        return self._run(
+            "all_gather",
+            given,
+            target,
+            async_op,
+            algorithm=_choice(ALGORITHMS, algorithm, "algorithm"),
+            lane=lane,
+            timeout=timeout,
+        )
+
+    def barrier(
+        self, *, async_op: bool = False, lane: int = 0, timeout: float | None = None
+    ) -> Any:
+        """Returns when all members have called it. Result: None."""
+        return self._run("barrier", None, None, async_op, lane=lane, timeout=timeout)
+
+    # ---- how operations run -----------------------------------------------------------------
+
+    @staticmethod
+    def _target(given: Buffer, x: Any, out: Any, dtype: str | None) -> Buffer:
+        if out is None:
+            return buffer_of(new_like(given), dtype, out=True)
+        if out is x and given.keep is not x and not _same_memory(given, x, dtype):
+            raise ValueError("in place needs a contiguous array")
+        target = buffer_of(out, dtype, out=True)
+        check_output(given, target)
+        return target
+
+    def _run(
+        self, name: str, given: Buffer | None, target: Buffer | None, async_op: bool, **options: Any
+    ) -> Any:
+        work = self._post(name, given, target, sync=not async_op, **options)
+        return work if async_op else work.wait()
+
+    def _post(
+        self,
+        name: str,
+        given: Buffer | None,
+        target: Buffer | None,
+        *,
+        sync: bool,
+        op: int = 0,
+        root: int = 0,
+        algorithm: int = 0,
+        flags: int = 0,
+        lane: int = 0,
+        timeout: float | None = None,
+    ) -> Work:
+        if timeout is not None and not timeout >= 0:
+            raise ValueError("timeout must not be negative")
+        if not isinstance(lane, int) or not 0 <= lane < lib.CC_REPORT_LANES_MAX:
+            raise ValueError(f"lane must be 0 to {lib.CC_REPORT_LANES_MAX - 1}, not {lane!r}")
+        if self._closed:
+            raise self._why_closed()
+        local = _local
+        request = local.request
+        request.kind = _KINDS[name]
+        request.op, request.root, request.algorithm, request.lane = op, root, algorithm, lane
+        request.flags = flags if sync else flags | lib.CC_ASYNC
+        request.timeout_ms = -1 if timeout is None else int(timeout * 1000)
+        if given is not None and target is not None:
+            request.dtype, request.count = given.code, given.count
+            request.__setattr__("in", given.pointer)
+            request.out = target.pointer
+        else:
+            request.dtype = request.count = 0
+        self._throttle(lane)
+        status = lib.cc_post(self._context.native, self._group, request, local.out, local.message)
+        if status != lib.CC_OK:
+            raise self._post_error(status, text(local.message))
+        result = None if target is None else target.array
+        work = Work(local.out[0], name, result, (given, target), self._open.discard)
+        self._open.add(work)
+        return work
+
+    def _throttle(self, lane: int) -> None:
+        """Forgets works that are complete, now and then."""
+        if len(self._open) > _MAX_UNPRUNED:
+            for work in list(self._open):
+                if work.done:
+                    self._open.discard(work)
+
+    def _post_error(self, status: int, message: str) -> Exception:
+        if status == lib.CC_CLOSED:
+            return self._why_closed()
+        return from_status(status, message)
+
+    def _why_closed(self) -> CollectivesError:
+        ended = self._agent.ended
+        return ended if ended is not None else Closed("the communicator is closed")
+
+    # ---- the end ----------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Ends this peer's membership. Operations under way raise `Closed` here; the others go on
+        once they need this peer no more, or learn that it is lost. May be called again."""
+        self._end(abort=False)
+
+    def abort(self) -> None:
+        """As `close`, without waiting for anything to be delivered. For use from any thread."""
+        self._end(abort=True)
+
+    def _end(self, *, abort: bool) -> None:
+        with self._lock:
+            closed, self._closed = self._closed, True
+        if closed:
+            return
+        _live.discard(self)
+        self._agent.close()
+        self._context.close(abort=abort)
+
+    def __enter__(self) -> Communicator:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._end(abort=error is not None)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"epoch {self.epoch}"
+        return f"<Communicator rank {self._rank} of {self._size}, {state}>"
+
+
+class _Local(threading.local):
+    """C memory that each thread uses again for every call."""
+
+    def __init__(self) -> None:
+        self.request = ffi.new("cc_request *")
+        self.out = ffi.new("cc_work **")
+        self.message = ffi.new("char[]", int(lib.CC_MESSAGE_MAX))
+
+
+_local = _Local()
+_live: weakref.WeakSet[Communicator] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for communicator in list(_live):
+        communicator.close()
+
+
+def _member(member: messages.Member, alive: bool) -> Member:
+    return Member(member.rank, member.id, member.name, alive)
+
+
+def _choice(table: dict[str, int], value: str, what: str) -> int:
+    try:
+        return table[value]
+    except (KeyError, TypeError):
+        raise ValueError(f"{what} must be one of {', '.join(table)}, not {value!r}") from None
+
+
+def _same_memory(given: Buffer, x: Any, dtype: str | None) -> bool:
+    return bool(given.pointer == buffer_of(x, dtype, out=True).pointer)
+
+
+# ---- joining ----------------------------------------------------------------------------------
+
+
+def _host_number() -> int:
+    """Equal for peers of one host: of one boot of one machine."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            boot = file.read()
+    except OSError:
+        boot = str(uuid.getnode())
+    try:
+        network = os.stat("/proc/self/ns/net").st_ino  # peers in other namespaces are remote
+    except OSError:
+        network = 0
+    return uuid.uuid5(uuid.NAMESPACE_OID, f"{boot}{network}").int >> 64
+
+
+def _default_bind(url: str, insecure: bool) -> str:
+    """Loopback if the coordinator is on loopback, else the address that leads to it."""
+    host, port = parse_url(url)
+    numeric = resolve_host(host)
+    family = socket.AF_INET6 if ":" in numeric else socket.AF_INET
+    if is_loopback(numeric):
+        return format_address(numeric, 0)
+    if not insecure:
+        raise ValueError(
+            "without a key, peers listen on loopback only: the coordinator is at "
+            f"{host}, so pass insecure=True if you trust the network between them"
+        )
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:  # sends nothing
+        probe.connect((numeric, port))
+        return format_address(probe.getsockname()[0], 0)
+
+
+def _bind_address(bind: str | None, url: str, insecure: bool) -> str:
+    if bind is None:
+        return _default_bind(url, insecure)
+    host, port = parse_address(bind if bind.rpartition("]")[2].count(":") else f"{bind}:0")
+    numeric = resolve_host(host)
+    if not is_loopback(numeric) and not insecure:
+        raise ValueError(
+            f"without a key, peers listen on loopback only, not on {host}: pass insecure=True "
+            "if you trust the network"
+        )
+    return format_address(numeric, port)
+
+
+def connect(
+    coordinator: str | None = None,
+    *,
+    group: str = "default",
+    size: int = 1,
+    min_size: int = 1,
+    name: str | None = None,
+    rank: int | None = None,
+    timeouts: Timeouts | None = None,
+    timeout: float | None = None,
+    bind: str | None = None,
+    advertise: str | None = None,
+    interface: str | None = None,
+    ports: tuple[int, int] | None = None,
+    transport: str | None = None,
+    streams: int | None = None,
+    segment_bytes: int | None = None,
+    insecure: bool = False,
+    on_epoch: Callable[[int], None] | None = None,
+    **native: Any,
+) -> Communicator:
+    """Joins a group and returns when this peer is a member.
+
+    The first `size` peers form the group; who comes later waits until the members call `admit`.
+
+    Args:
+        coordinator: its URL, ``"cc://host:29400"``; by default ``COLLECTIVES_COORDINATOR``.
+        group: the group's name. Its first peer fixes size, min_size, streams and segment_bytes.
+        size: how many peers form the group.
+        min_size: with fewer members left, operations raise `GroupTooSmall`.
+        name: tells peers apart in messages, and orders ranks where `rank` is not given.
+        rank: the rank wanted in the first epoch.
+        timeouts: `LAN` (default), `WAN` or your own.
+        timeout: seconds to wait until this peer is a member; None waits as long as it takes.
+        bind: address to listen on, ``"host"`` or ``"host:port"``; by default loopback if the
+            coordinator is there, else the address that leads to the coordinator.
+        advertise: the address told to other peers, ``"host"`` or ``"host:port"``.
+        interface: listen on this network interface's address.
+        ports: first and last port to listen on.
+        streams: bulk connections per link, 1 to 16.
+        segment_bytes: payload of one frame.
+        insecure: allow addresses other than loopback though the run has no key.
+        on_epoch: called with each new epoch's number, by the agent's thread.
+
+    Raises:
+        CoordinatorUnreachable, Refused, TimedOut: it did not work, and why.
+        ValueError, TypeError: wrong arguments.
+    """
+    settings = Settings.from_environment()
+    url = coordinator or settings.coordinator
+    if url is None:
+        raise ValueError("no coordinator: pass its URL or set COLLECTIVES_COORDINATOR")
+    times = timeouts or settings.timeouts or LAN
+    options: dict[str, Any] = {
+        "transport": transport or settings.transport,
+        "interface": interface or settings.interface,
+        "streams": streams or settings.streams,
+        "segment_bytes": segment_bytes or settings.segment_bytes,
+        "advertise": _numeric_advertise(advertise),
+        "bind_address": _bind_address(bind, url, insecure),
+        **native,
+    }
+    if ports is not None:
+        options["port_first"], options["port_last"] = ports
+    peer = uuid.uuid4().bytes
+    context = Context(peer, times, **options)
+    defaults = ffi.new("cc_options *")
+    lib.cc_options_default(defaults)
+    join = messages.Join(
+        version=messages.PROTOCOL_VERSION,
+        id=peer,
+        group=group,
+        name=name or "",
+        rank=rank,
+        size=size,
+        min_size=min_size,
+        address=context.address(),
+        host=_host_number(),
+        streams=options["streams"] or defaults.streams,
+        segment_bytes=options["segment_bytes"] or defaults.segment_bytes,
+    )
+    callback = None if on_epoch is None else lambda record: on_epoch(record.epoch)
+    agent = Agent(context, url, join, times, callback)
+    try:
+        messages.encode(join)
+        agent.start()
+        record = agent.wait_joined(timeout)
+    except BaseException:
+        agent.close()
+        context.close(abort=True)
+        raise
+    return Communicator(context, agent, record, peer)
+
+
+def _numeric_advertise(advertise: str | None) -> str | None:
+    if advertise is None:
+        return None
+    if advertise.rpartition("]")[2].count(":") == 1:
+        host, port = parse_address(advertise)
+        return format_address(resolve_host(host), port)
+    return resolve_host(advertise.strip("[]"))

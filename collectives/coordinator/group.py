@@ -1,0 +1,411 @@
+"""One group's membership: who waits, who is a member, and the way from one epoch to the next.
+
+A group is in one of two moods. *Forming*: it has no members, and joiners gather until they are
+`size`. *Running*: it has members of one epoch; their reports are collected until that epoch is
+settled, and then the next one is published. A group whose members all left or died forms anew, with
+its epoch numbers going on from where they were.
+
+Every method takes the time and may send; nothing here blocks, sleeps or reads a clock. All of it is
+idempotent, because peers and coordinator repeat whatever was not acknowledged.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+
+from collectives.config import Timeouts
+from collectives.coordinator import decide, records
+from collectives.coordinator.standing import (
+    FATAL,
+    NEVER,
+    Joiner,
+    Standing,
+    accused,
+    broken_links,
+)
+from collectives.messages import (
+    Epoch,
+    Evicted,
+    Installed,
+    Join,
+    Member,
+    Outcome,
+    Pending,
+    Prepared,
+    Refused,
+    Report,
+    ToPeer,
+    Welcome,
+)
+
+REPUBLISH_S = 0.5
+FORMER_MAX = 4096
+PREPARE_FAILURES_MAX = 3
+
+
+class Group:
+    """See the module. `send` takes a peer's id and a message."""
+
+    def __init__(
+        self,
+        name: str,
+        number: int,
+        token: bytes,
+        timeouts: Timeouts,
+        send: Callable[[bytes, ToPeer], None],
+    ) -> None:
+        self.name = name
+        self.number = number
+        self.token = token
+        self.timeouts = timeouts
+        self.send = send
+        self.settings: Join | None = None  # the JOIN that fixed them
+        self.record: Epoch | None = None  # the last one published, of whatever lineage
+        self.members: dict[bytes, Standing] = {}
+        self.joiners: dict[bytes, Joiner] = {}  # in the order of arrival
+        self.former: OrderedDict[bytes, Evicted] = OrderedDict()
+        self.held = False
+        self.strikes: frozenset[decide.Pair] = frozenset()
+        self.unreached: set[bytes] = set()  # members that a joiner could not reach
+        self.pending = 0
+
+    @property
+    def epoch(self) -> int:
+        return self.record.epoch if self.record else 0
+
+    @property
+    def decided(self) -> dict[int, Outcome]:
+        return decide.by_lane(self.record)
+
+    @property
+    def present(self) -> dict[bytes, Standing]:
+        """The members that are not known to be gone."""
+        return {peer: standing for peer, standing in self.members.items() if not standing.gone}
+
+    @property
+    def first_report(self) -> float:
+        """When the first of those present reported on this epoch."""
+        return min((s.reported_at for s in self.members.values() if not s.gone), default=NEVER)
+
+    @property
+    def idle(self) -> bool:
+        return not self.members and not self.joiners
+
+    # ---- what peers say --------------------------------------------------------------------------
+
+    def heard(self, peer: bytes, now: float) -> None:
+        for table in (self.members, self.joiners):
+            if peer in table:
+                table[peer].heard = now
+
+    def join(self, join: Join, serial: Callable[[], int], now: float) -> None:
+        if join.id in self.former:
+            self.send(join.id, self.former[join.id])
+        elif (standing := self.members.get(join.id)) is not None:
+            self._welcome(join.id, standing.member.serial)
+            if not standing.installed:
+                self._publish_to(standing, now)
+        elif join.id in self.joiners:
+            self._welcome(join.id, self.joiners[join.id].serial)
+        else:
+            if self.idle:
+                self.settings = join
+            waiting = [joiner.join for joiner in self.joiners.values()]
+            reason = records.objection(self.settings or join, join, waiting, bool(self.members))
+            if reason is not None:
+                self.send(join.id, Refused(reason))
+                return
+            self.joiners[join.id] = Joiner(join, serial(), now)
+            self._welcome(join.id, self.joiners[join.id].serial)
+            self._form(now)
+
+    def prepared(self, peer: bytes, message: Prepared, now: float) -> None:
+        joiner = self.joiners.get(peer)
+        if joiner is None or message.epoch != self.epoch or not self.members:
+            return
+        if message.ok:
+            joiner.reached |= self.members.keys()
+            joiner.failures = 0
+            self.unreached.clear()
+        else:
+            self._not_prepared(joiner, message, now)
+        self._recount()
+        self.settle(now)
+
+    def report(self, peer: bytes, message: Report, now: float) -> None:
+        standing = self.present.get(peer)
+        if standing is None:
+            if peer not in self.joiners:
+                self.send(peer, self.former.get(peer) or self._stranger())
+            return
+        if message.epoch < self.epoch:
+            self._publish_to(standing, now)
+            return
+        if message.epoch > self.epoch:
+            self._evict(standing, f"it reported on epoch {message.epoch}, which does not exist")
+            self.settle(now)
+            return
+        standing.installed = True
+        if standing.report is None:
+            reason = decide.contradiction(message, self.decided)
+        elif set(standing.report.lanes) != set(message.lanes):
+            reason = "it reported twice on one epoch, with different watermarks"
+        else:
+            reason = None
+        if reason is not None:
+            self._evict(standing, reason)
+        else:
+            if standing.report is None:
+                standing.report, standing.reported_at = message, now
+            for evidence in message.evidence:
+                if evidence.peer in self.members and evidence.peer != peer:
+                    standing.evidence.setdefault(evidence.peer, set()).add(evidence.kind)
+        self.settle(now)
+
+    def installed(self, peer: bytes, message: Installed) -> None:
+        standing = self.present.get(peer)
+        if standing is None:
+            if peer in self.former:
+                self.send(peer, self.former[peer])
+        elif message.epoch == self.epoch:
+            standing.installed = True
+            standing.ready |= message.ready
+            if all(member.ready for member in self.present.values()):
+                self.strikes = frozenset()
+
+    def ping(self, peer: bytes) -> None:
+        """A member hears again what it may have missed. PENDING is not acknowledged either."""
+        standing = self.members.get(peer)
+        if standing is not None and not standing.gone:
+            self.send(peer, Pending(self.number, self.pending))
+        elif peer in self.former:
+            self.send(peer, self.former[peer])
+
+    def bye(self, peer: bytes, now: float) -> None:
+        if self.joiners.pop(peer, None) is not None:
+            self._recount()
+        standing = self.present.get(peer)
+        if standing is not None:
+            standing.gone = True
+            self._remember(peer, Evicted(self.number, self.epoch, True, "it said goodbye"))
+            self.settle(now)
+
+    # ---- time ------------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        lost = [p for p, j in self.joiners.items() if now >= j.heard + self.timeouts.joiner_lost]
+        for peer in lost:
+            del self.joiners[peer]
+        if lost:
+            self._recount()
+        for standing in self.present.values():
+            if not standing.installed and now >= standing.publish_at:
+                self._publish_to(standing, now)
+        self.settle(now)
+
+    def deadline(self) -> float:
+        """When `tick` wants to be called; NEVER if nothing is under way."""
+        times = [joiner.heard + self.timeouts.joiner_lost for joiner in self.joiners.values()]
+        present = self.present.values()
+        times += [standing.publish_at for standing in present if not standing.installed]
+        if any(standing.report is None for standing in present):
+            times.append(self.first_report + self.timeouts.settle_time)
+        if self._doubted() and present:
+            times.append(max(s.heard for s in present) + self.timeouts.joiner_lost)
+        if self.held:
+            doubted = self.unreached | accused(self.present)
+            times += [s.heard + self.timeouts.dead for s in present if s.member.id in doubted]
+        return min(times, default=NEVER)
+
+    # ---- from one epoch to the next --------------------------------------------------------------
+
+    def settle(self, now: float) -> None:
+        """Decides the current epoch if everything for it is there. Called after every change."""
+        self.held = False
+        if not self.members:
+            return
+        present = self.present
+        last_heard = max((s.heard for s in present.values()), default=-NEVER)
+        silent = now >= last_heard + self.timeouts.joiner_lost
+        if not present or (silent and self._doubted()):
+            self._dissolve("no member of the group could be reached any more", now)
+            return
+        missing = {peer for peer, s in present.items() if s.report is None}
+        late = now >= self.first_report + self.timeouts.settle_time
+        if len(missing) < len(present) and (late or missing <= accused(present, FATAL)):
+            self._decide({p: s for p, s in present.items() if p not in missing}, now)
+
+    def _decide(self, present: dict[bytes, Standing], now: float) -> None:
+        reports = {peer: s.report for peer, s in present.items() if s.report is not None}
+        reasons = decide.behind(reports, self.decided)
+        for peer in reasons:
+            del reports[peer]
+        links = broken_links(self.members, reports)
+        serials = {peer: s.member.serial for peer, s in present.items()}
+        for peer in decide.fewest_to_remove(links & self.strikes, serials):
+            reasons[peer] = "its link to another member broke twice in a row"
+            del reports[peer]
+        for peer in self.present.keys() - reports.keys():
+            self._evict(self.members[peer], reasons.get(peer, "it was taken for dead"))
+        boundary = decide.boundary(reports, self.decided)
+        ready: list[Joiner] = []
+        if boundary is not None:
+            staying = reports.keys() - boundary.leavers
+            ready = [joiner for joiner in self.joiners.values() if joiner.reached >= staying]
+            if self._too_small(len(staying) + len(ready), boundary):
+                self._hold(reports, now)
+                return
+        self.strikes = frozenset(pair for pair in self.strikes | links if pair <= reports.keys())
+        if not reports:
+            self._dissolve("the reports of all members contradict each other", now)
+        elif boundary is None:
+            assert self.record is not None
+            self._publish(records.without_the_dead(self.record, reports, bool(links)), now)
+        else:
+            self._carry_out(boundary, reports, ready, now)
+
+    def _hold(self, reports: Mapping[bytes, Report], now: float) -> None:
+        """Lets a boundary wait for joiners. All members have reported and wait as well, so who
+        dies now is found out by two signs: somebody doubts it, and it is silent here too."""
+        for peer in (self.unreached | accused(self.present)) & reports.keys():
+            if now >= self.members[peer].heard + self.timeouts.dead:
+                self._evict(self.members[peer], "it was lost while the group waited for joiners")
+        if reports.keys() <= self.present.keys():
+            self.held = True
+        else:
+            self.settle(now)
+
+    def _too_small(self, size: int, boundary: decide.Boundary) -> bool:
+        """Whether a boundary must wait for joiners. Leavers are never made to wait."""
+        assert self.record is not None
+        return not boundary.leavers and boundary.join and size < self.record.min_size
+
+    def _carry_out(
+        self, boundary: decide.Boundary, reports: decide.Reports, ready: list[Joiner], now: float
+    ) -> None:
+        """The next epoch after a boundary."""
+        assert self.record is not None
+        for peer in boundary.leavers:
+            self._evict(self.members[peer], "it left the group", left=True)
+        joiners = [(joiner.join, joiner.serial) for joiner in ready]
+        record = records.after_boundary(self.record, reports, boundary.leavers, joiners)
+        if record is None:
+            self._dissolve("all members left", now)
+        else:
+            self._publish(record, now)
+
+    def _form(self, now: float) -> None:
+        """The first epoch, or the first of a new lineage, once enough wait."""
+        assert self.settings is not None
+        size = self.settings.size
+        if not self.members and len(self.joiners) >= size:
+            first = [(joiner.join, joiner.serial) for joiner in self.joiners.values()][:size]
+            self._publish(records.formed(self.number, self.record, first), now)
+
+    def _publish(self, record: Epoch, now: float) -> None:
+        records.assert_follows(self.record, record)
+        heard = {peer: standing.heard for peer, standing in self.members.items()}
+        for peer in [member.id for member in record.members if member.id in self.joiners]:
+            heard[peer] = self.joiners.pop(peer).heard
+        self.record = record
+        self.members = {m.id: Standing(m, heard[m.id], now) for m in record.members}
+        self.unreached.clear()
+        for standing in self.members.values():
+            self._publish_to(standing, now)
+        for peer, joiner in self.joiners.items():
+            joiner.failures = 0
+            self._welcome(peer, joiner.serial)
+        self._recount(tell=bool(self.pending))
+
+    def _dissolve(self, reason: str, now: float) -> None:
+        """All members are gone; those who wait start the group anew."""
+        for standing in self.present.values():
+            self._evict(standing, reason)
+        self.members = {}
+        self.held = False
+        self.strikes = frozenset()
+        self.unreached.clear()
+        self.pending = 0
+        for joiner in self.joiners.values():
+            joiner.failures = 0
+            joiner.reached.clear()
+        if self.joiners:
+            self._form(now)
+        if not self.members:
+            for peer, joiner in self.joiners.items():
+                self._welcome(peer, joiner.serial)
+
+    # ---- pieces ----------------------------------------------------------------------------------
+
+    def _not_prepared(self, joiner: Joiner, message: Prepared, now: float) -> None:
+        """A joiner that cannot reach a living member is given up; if the member is silent here as
+        well, it is probably dead, and the joiner waits for the members to find out."""
+        at_fault = self.members.get(message.peer)
+        if at_fault is not None:
+            if at_fault.gone:
+                self._welcome(joiner.join.id, joiner.serial)  # to prepare for those who are left
+                return
+            self.unreached.add(message.peer)
+            silent = at_fault.heard <= joiner.failed_at
+            joiner.failed_at = now
+            if silent:
+                return
+        joiner.failures += 1
+        if joiner.failures < PREPARE_FAILURES_MAX:
+            return
+        whom = message.peer.hex() if at_fault is None else self._describe(at_fault.member)
+        del self.joiners[joiner.join.id]
+        self.send(
+            joiner.join.id,
+            Refused(f"this peer could not reach {whom}: {message.reason}"[:512]),
+        )
+
+    def _recount(self, tell: bool = False) -> None:
+        """Tells the members how many joiners are prepared, if that has changed."""
+        present = self.present
+        ready = [joiner for joiner in self.joiners.values() if joiner.reached >= present.keys()]
+        pending = len(ready) if present else 0
+        if pending != self.pending or tell:
+            self.pending = pending
+            for peer in present:
+                self.send(peer, Pending(self.number, pending))
+
+    def _doubted(self) -> bool:
+        """Whether a joiner could not reach the members: if they all are silent here too, the
+        group is no more."""
+        return bool(self.unreached) and bool(self.joiners)
+
+    def _evict(self, standing: Standing, reason: str, left: bool = False) -> None:
+        standing.gone = True
+        peer = standing.member.id
+        who = self._describe(standing.member)
+        text = reason if left else f"{who} is no longer a member of group {self.name!r}: {reason}"
+        self._remember(peer, Evicted(self.number, self.epoch, left, text[:1024]))
+        self.send(peer, self.former[peer])
+
+    def _remember(self, peer: bytes, evicted: Evicted) -> None:
+        self.former[peer] = evicted
+        while len(self.former) > FORMER_MAX:
+            self.former.popitem(last=False)
+
+    def _stranger(self) -> Evicted:
+        return Evicted(
+            self.number, self.epoch, False, f"this peer is not a member of group {self.name!r}"
+        )
+
+    def _describe(self, member: Member) -> str:
+        name = f" ({member.name!r})" if member.name else ""
+        return f"the peer of rank {member.rank}{name} at {member.address}"
+
+    def _welcome(self, peer: bytes, serial: int) -> None:
+        members = tuple(standing.member for standing in self.present.values())
+        self.send(
+            peer,
+            Welcome(self.number, serial, self.token, self.epoch, len(self.joiners), members),
+        )
+
+    def _publish_to(self, standing: Standing, now: float) -> None:
+        assert self.record is not None
+        standing.publish_at = now + REPUBLISH_S
+        self.send(standing.member.id, self.record)

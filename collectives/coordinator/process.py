@@ -1,0 +1,66 @@
+"""A coordinator in a process of its own, started and ended by a test, a demo or a benchmark.
+
+Unlike `CoordinatorServer` it does not share the interpreter with what is measured. Its standard
+input is a pipe from this process: when that closes, because we stopped it or died, it ends.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+
+from collectives.errors import CollectivesError
+
+
+class CoordinatorProcess:
+    """Use it in a `with` statement, or call `start` and `stop`. `url` is what peers connect to."""
+
+    def __init__(self, listen: str = "127.0.0.1:0", *arguments: str) -> None:
+        self.url = ""
+        self.process: subprocess.Popen[str] | None = None
+        self._arguments = ["--listen", listen, *arguments]
+
+    def start(self) -> CoordinatorProcess:
+        """Returns once peers can connect. Raises CollectivesError with what it printed."""
+        root = str(pathlib.Path(__file__).resolve().parents[2])
+        path = os.pathsep.join(filter(None, [root, *sys.path]))
+        command = [sys.executable, "-m", "collectives.cli.main", "coordinator"]
+        self.process = subprocess.Popen(
+            [*command, "--until-input-ends", *self._arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path},
+            text=True,
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline().split()
+        if len(line) != 2 or line[0] != "ready":
+            code = self.process.wait()
+            self.stop()
+            raise CollectivesError(f"the coordinator did not start (exit code {code})")
+        self.url = line[1]
+        return self
+
+    def stop(self) -> int:
+        """Ends it, waits for it, and returns its exit code. May be called again."""
+        process = self.process
+        if process is None:
+            return 0
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.close()
+        try:
+            return process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
+        finally:
+            process.stdout.close()
+
+    def __enter__(self) -> CoordinatorProcess:
+        return self.start()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()

@@ -1,0 +1,235 @@
+"""The coordinator on the network: a ZeroMQ ROUTER, asyncio, and the machine of `core`.
+
+All that is decided is decided in `core`; this module only moves messages, tells the time, and keeps
+out what is no message. A message that cannot be delivered is dropped, as ROUTER
+does: whatever matters is repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import random
+import threading
+from collections.abc import Callable
+
+import zmq
+import zmq.asyncio
+
+from collectives import config
+from collectives.coordinator.core import Core, Received, Send, Tick
+from collectives.errors import CollectivesError, ProtocolError, SystemFailure
+from collectives.messages import MESSAGE_BYTES_MAX, Epoch, decode, encode, identity, peer_of
+
+log = logging.getLogger("collectives.coordinator")
+
+BATCH_MAX = 64
+HANDSHAKE_MS = 5000
+KEEPALIVE_MS = 2000
+
+
+def listen_address(listen: str, insecure: bool) -> tuple[str, int]:
+    """The numeric host and the port to listen on. Raises ValueError if that is not allowed."""
+    host, port = config.parse_address(listen)
+    host = config.resolve_host(host)
+    if not insecure and not config.is_loopback(host):
+        raise ValueError(
+            f"refusing to listen on {config.format_address(host, port)} without a key: everybody "
+            "who reaches that address could join or disturb a run. Listen on 127.0.0.1, or pass "
+            "--insecure (insecure=True) where the network can be trusted"
+        )
+    return host, port
+
+
+async def serve(
+    listen: str = f"127.0.0.1:{config.DEFAULT_PORT}",
+    *,
+    insecure: bool = False,
+    timeouts: config.Timeouts = config.LAN,
+    on_ready: Callable[[str], None] | None = None,
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Serves until `stop` is set (or the task is cancelled).
+
+    Args:
+        listen: ``host:port``; port 0 takes any free one.
+        insecure: allow an address that other machines reach.
+        timeouts: `dead`, `settle` and `joiner_lost` count here.
+        on_ready: called with the URL, ``cc://host:port``, once peers can connect.
+
+    Raises:
+        ValueError: the address is wrong, or not allowed without a key.
+        SystemFailure: nothing can listen there, for example because the port is in use.
+    """
+    host, port = listen_address(listen, insecure)
+    context = zmq.asyncio.Context()
+    router = context.socket(zmq.ROUTER)
+    try:
+        port = _bind(router, host, port)
+        url = config.SCHEME + config.format_address(host, port)
+        log.info("serving at %s", url)
+        if on_ready is not None:
+            on_ready(url)
+        await _run(router, Core(random.SystemRandom(), timeouts), stop or asyncio.Event())
+        log.info("stopped")
+    finally:
+        router.close(linger=0)
+        context.term()
+
+
+def _bind(router: zmq.asyncio.Socket, host: str, port: int) -> int:
+    router.setsockopt(zmq.IPV6, 1 if ":" in host else 0)
+    router.setsockopt(zmq.MAXMSGSIZE, MESSAGE_BYTES_MAX)
+    router.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+    # A peer that connects again after its connection broke must not wait for the old one to end.
+    router.setsockopt(zmq.ROUTER_HANDOVER, 1)
+    router.setsockopt(zmq.HEARTBEAT_IVL, KEEPALIVE_MS)
+    router.setsockopt(zmq.HEARTBEAT_TIMEOUT, 5 * KEEPALIVE_MS)
+    router.setsockopt(zmq.BACKLOG, 1024)
+    try:
+        router.bind(f"tcp://{config.format_address(host, port) if port else _any_port(host)}")
+    except zmq.ZMQError as error:
+        where = config.format_address(host, port)
+        raise SystemFailure(f"the coordinator cannot listen on {where}: {error}") from None
+    endpoint = router.getsockopt(zmq.LAST_ENDPOINT)
+    assert isinstance(endpoint, bytes)
+    return int(endpoint.rstrip(b"\0").rpartition(b":")[2])
+
+
+def _any_port(host: str) -> str:
+    return f"[{host}]:*" if ":" in host else f"{host}:*"
+
+
+async def _run(router: zmq.asyncio.Socket, core: Core, stop: asyncio.Event) -> None:
+    """Feeds the machine: what came, and ticks when it wants them, until `stop` is set."""
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.ensure_future(stop.wait())
+    try:
+        while not stop.is_set():
+            delay = core.deadline() - loop.time()
+            timeout = None if math.isinf(delay) else max(delay, 0)
+            polling = asyncio.ensure_future(router.poll())
+            await asyncio.wait(
+                {polling, stopping}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED
+            )
+            polling.cancel()
+            for _ in range(BATCH_MAX):
+                try:
+                    frames = await router.recv_multipart(zmq.NOBLOCK)
+                except zmq.Again:
+                    break
+                received = _decode(frames)
+                if received is not None:
+                    await _send_all(router, core.step(received, loop.time()))
+            if core.deadline() <= loop.time():
+                await _send_all(router, core.step(Tick(), loop.time()))
+    finally:
+        stopping.cancel()
+
+
+def _decode(frames: list[bytes]) -> Received | None:
+    """The event in what came, or None: anybody may send anything."""
+    peer = peer_of(frames[0])
+    if peer is None:
+        log.debug("dropped a message of a connection that is no peer's")
+        return None
+    if len(frames) != 2:
+        log.debug("dropped a message of %d frames from %s", len(frames) - 1, peer.hex())
+        return None
+    try:
+        return Received(peer, decode(frames[1]))
+    except ProtocolError as error:
+        log.warning("dropped a message from %s: %s", peer.hex(), error)
+        return None
+
+
+async def _send_all(router: zmq.asyncio.Socket, actions: list[Send]) -> None:
+    encoded: dict[int, bytes] = {}  # one record goes to many
+    for action in actions:
+        data = encoded.get(id(action.message))
+        if data is None:
+            data = encoded[id(action.message)] = encode(action.message)
+            if isinstance(action.message, Epoch):
+                _log_epoch(action.message)
+        with contextlib.suppress(zmq.Again):  # its queue is full: it will be repeated
+            await router.send_multipart([identity(action.peer), data], zmq.NOBLOCK)
+
+
+def _log_epoch(epoch: Epoch) -> None:
+    log.info(
+        "group %d epoch %d (%s): %d members, world %d",
+        *(epoch.group, epoch.epoch, epoch.cause.name.lower(), len(epoch.members), epoch.world),
+    )
+
+
+class CoordinatorServer:
+    """A coordinator in a thread of this process, for tests and benchmarks.
+
+    Use it in a `with` statement, or call `start` and `stop`. `url` is what peers connect to.
+    Arguments are those of `serve`; by default any free port is taken.
+    """
+
+    def __init__(
+        self,
+        listen: str = "127.0.0.1:0",
+        *,
+        insecure: bool = False,
+        timeouts: config.Timeouts = config.LAN,
+    ) -> None:
+        self.url = ""
+        self._listen = listen
+        self._insecure = insecure
+        self._timeouts = timeouts
+        self._ready = threading.Event()
+        self._error: BaseException | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
+        self._thread = threading.Thread(target=self._main, name="cc-coordinator", daemon=True)
+
+    def start(self) -> CoordinatorServer:
+        """Returns once peers can connect. Raises what `serve` raises."""
+        self._thread.start()
+        self._ready.wait()
+        if self._error is not None:
+            raise self._error
+        return self
+
+    def stop(self) -> None:
+        """Ends it and waits for its thread. May be called again."""
+        if self._loop is not None and self._stop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended already
+                self._loop.call_soon_threadsafe(self._stop.set)
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def __enter__(self) -> CoordinatorServer:
+        return self.start()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    def _main(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except (CollectivesError, ValueError, OSError) as error:
+            self._error = error
+        finally:
+            self._ready.set()
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+
+        def ready(url: str) -> None:
+            self.url = url
+            self._ready.set()
+
+        await serve(
+            self._listen,
+            insecure=self._insecure,
+            timeouts=self._timeouts,
+            on_ready=ready,
+            stop=self._stop,
+        )

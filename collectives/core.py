@@ -1,0 +1,156 @@
+"""The core's context as Python objects: what the agent and the communicator call.
+
+Nothing is decided here. Every method may be called from any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from collectives import messages
+from collectives._core import ffi, lib
+from collectives.agent import Prepared, Ready, Sealed
+from collectives.config import Timeouts
+from collectives.errors import from_status
+
+_MESSAGE = int(lib.CC_MESSAGE_MAX)
+
+
+def text(message: Any) -> str:
+    """A NUL-terminated C string."""
+    found: bytes = ffi.string(message)
+    return found.decode("utf-8", "replace")
+
+
+def milliseconds(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
+
+
+class Context:
+    """A cc_context, for one group. `options` are fields of cc_options by name."""
+
+    def __init__(self, peer_id: bytes, timeouts: Timeouts, **options: Any) -> None:
+        native = ffi.new("cc_options *")
+        lib.cc_options_default(native)
+        native.id.bytes = peer_id
+        native.timeouts.beat_ms = milliseconds(timeouts.beat)
+        native.timeouts.dead_ms = milliseconds(timeouts.dead)
+        native.timeouts.connect_ms = milliseconds(timeouts.connect)
+        native.timeouts.linger_ms = milliseconds(timeouts.linger)
+        keep = []
+        for name, value in options.items():
+            if isinstance(value, str):
+                value = ffi.new("char[]", value.encode())
+                keep.append(value)
+            if value is not None:
+                setattr(native, name, value)
+        out = ffi.new("cc_context **")
+        message = ffi.new("char[]", _MESSAGE)
+        status = lib.cc_context_open(native, out, message)
+        if status != lib.CC_OK:
+            raise from_status(status, text(message))
+        self.native = ffi.gc(out[0], lib.cc_context_free)
+        self.group = 0  # its number, once the coordinator has told it
+        self._event = ffi.new("cc_event *")
+
+    # ---- what the agent calls (collectives.agent.Core) --------------------------------------
+
+    def address(self) -> str:
+        out = ffi.new("char[]", int(lib.CC_ADDRESS_MAX))
+        lib.cc_context_address(self.native, out)
+        return text(out)
+
+    def set_token(self, token: bytes) -> None:
+        lib.cc_context_set_token(self.native, token)
+
+    def _members(self, members: Sequence[messages.Member]) -> Any:
+        native = ffi.new("cc_member[]", max(1, len(members)))
+        for to, member in zip(native, members, strict=False):
+            to.id.bytes = member.id
+            to.rank = member.rank
+            to.serial = member.serial
+            to.host = member.host
+            to.address = member.address.encode()
+        return native
+
+    def install(self, record: messages.Epoch) -> None:
+        members = self._members(record.members)
+        lanes = ffi.new("cc_outcome[]", max(1, len(record.lanes)))
+        for to, lane in zip(lanes, record.lanes, strict=False):
+            to.lane, to.committed, to.failed = lane.lane, lane.committed, lane.failed
+        detail = ffi.new("char[]", record.detail.encode()[: int(lib.CC_DETAIL_MAX) - 1])
+        native = ffi.new("cc_epoch *")
+        native.group = self.group = record.group
+        native.epoch = record.epoch
+        native.cause = int(record.cause)
+        native.world = record.world
+        native.min_size = record.min_size
+        native.lost.bytes = record.lost
+        native.lost_rank = record.lost_rank
+        native.detail = detail
+        native.members, native.n_members = members, len(record.members)
+        native.lanes, native.n_lanes = lanes, len(record.lanes)
+        self._check(lib.cc_install(self.native, native), "installing an epoch")
+
+    def prepare(self, members: Sequence[messages.Member]) -> None:
+        status = lib.cc_prepare(self.native, self._members(members), len(members))
+        self._check(status, "connecting to the members")
+
+    def set_pending(self, joiners: int) -> None:
+        lib.cc_set_pending(self.native, self.group, joiners)
+
+    def seal(self, epoch: int) -> None:
+        lib.cc_seal(self.native, self.group, epoch)
+
+    def expel(self, status_name: str, reason: str) -> None:
+        status = getattr(lib, f"CC_{status_name}")
+        lib.cc_expel(self.native, self.group, status, reason.encode()[: _MESSAGE - 1])
+
+    def fd(self) -> int:
+        return int(lib.cc_context_fd(self.native))
+
+    def next_event(self) -> Sealed | Ready | Prepared | None:
+        event = self._event
+        if lib.cc_next_event(self.native, event) != lib.CC_OK:
+            return None
+        if event.kind == lib.CC_EVENT_READY:
+            return Ready(event.epoch)
+        if event.kind == lib.CC_EVENT_PREPARED:
+            reason = text(lib.cc_status_text(event.status))
+            return Prepared(event.status == lib.CC_OK, bytes(event.peer.bytes), reason)
+        return Sealed(self._report(event.report))
+
+    def _report(self, native: Any) -> messages.Report:
+        return messages.Report(
+            group=native.group,
+            epoch=native.epoch,
+            cause=messages.Cause(native.cause),
+            boundary=native.boundary,
+            wants=native.wants,
+            lanes=tuple(
+                messages.LaneReport(lane.lane, lane.committed, lane.done, lane.posted)
+                for lane in native.lanes[0 : native.n_lanes]
+            ),
+            evidence=tuple(
+                messages.Evidence(bytes(item.peer.bytes), messages.EvidenceKind(item.kind))
+                for item in native.evidence[0 : native.n_evidence]
+            ),
+            detail=text(native.detail),
+        )
+
+    # ---- the end ----------------------------------------------------------------------------
+
+    def close(self, *, abort: bool = False) -> None:
+        lib.cc_context_close(self.native, int(abort))
+
+    def stats(self) -> dict[str, int]:
+        native = ffi.new("cc_stats *")
+        lib.cc_context_stats(self.native, native)
+        names = ("sent_bytes", "received_bytes", "operations", "epochs", "bad_connections")
+        return {name: int(getattr(native, name)) for name in names}
+
+    @staticmethod
+    def _check(status: int, what: str) -> None:
+        if status != lib.CC_OK:
+            raise from_status(status, f"{what} failed: {text(lib.cc_status_text(status))}")

@@ -1,0 +1,161 @@
+"""An operation that may still be under way."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any
+
+from collectives._core import ffi, lib
+from collectives.core import text
+from collectives.errors import TimedOut, from_status
+
+_SLICE_MS = 50  # of waiting in C, so that Ctrl-C is noticed
+
+
+@dataclass(frozen=True)
+class Info:
+    """How an operation went.
+
+    Attributes:
+        sequence: its number in its lane.
+        epoch: the epoch in which it was decided.
+        contributors: how many members' inputs are in the result.
+        attempts: how often it was begun.
+        algorithm: ``"ring"``, ``"recursive_doubling"`` or ``"direct"``.
+        missing: the ranks that had no member: their rows of an all_gather are zeros.
+    """
+
+    sequence: int
+    epoch: int
+    contributors: int
+    attempts: int
+    algorithm: str
+    missing: tuple[int, ...]
+
+
+ALGORITHMS = {
+    "auto": lib.CC_AUTO,
+    "ring": lib.CC_RING,
+    "recursive_doubling": lib.CC_RECURSIVE_DOUBLING,
+    "direct": lib.CC_DIRECT,
+}
+_ALGORITHM_NAMES = {code: name for name, code in ALGORITHMS.items()}
+
+
+class Work:
+    """A handle on an operation. Any thread may use it; several may wait.
+
+    The buffers of the operation belong to the library until `done`. A Work may be dropped while it
+    is under way: the operation goes on, and its buffers stay alive until it is complete.
+    """
+
+    __slots__ = ("__weakref__", "_finished", "_handle", "_keep", "_name", "_result")
+
+    def __init__(
+        self, handle: Any, name: str, result: Any, keep: Any, finished: Callable[[Work], None]
+    ) -> None:
+        self._handle = ffi.gc(handle, lib.cc_work_free)
+        self._name = name
+        self._result = result
+        self._keep = keep
+        self._finished = finished
+
+    @property
+    def done(self) -> bool:
+        """Whether the operation is complete, well or badly."""
+        return bool(lib.cc_wait(self._handle, 0) != lib.CC_PENDING)
+
+    def wait(self, timeout: float | None = None) -> Any:
+        """Waits for the result and returns it.
+
+        Args:
+            timeout: seconds to wait at most; None waits as long as it takes. It only stops the
+                waiting, the operation goes on. (An operation's own deadline is its `timeout`
+                argument.)
+
+        Raises:
+            TimedOut: the time is over and the operation is still under way.
+            PeerLost, GroupTooSmall, Mismatch, Evicted, OutcomeUnknown, Closed: it failed.
+        """
+        handle, cc_wait, pending = self._handle, lib.cc_wait, lib.CC_PENDING
+        if timeout is None:
+            while (status := cc_wait(handle, _SLICE_MS)) == pending:
+                pass
+        else:
+            if timeout < 0:
+                raise ValueError("timeout must not be negative")
+            end = time.monotonic() + timeout
+            while (status := cc_wait(handle, _slice(end))) == pending:
+                if time.monotonic() >= end:
+                    raise TimedOut(f"{self._name} is not complete after {timeout:g} s; it goes on")
+        return self._complete(status)
+
+    def _complete(self, status: int) -> Any:
+        self._finished(self)
+        if status == lib.CC_OK:
+            return self._result
+        native = self._native_info()
+        raise from_status(
+            status,
+            text(native.message),
+            peer=bytes(native.lost.bytes),
+            rank=int(native.lost_rank),
+            operation=self._name,
+        )
+
+    def _native_info(self) -> Any:
+        native = ffi.new("cc_info *")
+        lib.cc_work_info(self._handle, native)
+        return native
+
+    @property
+    def info(self) -> Info:
+        """How it went. Raises RuntimeError while it is under way."""
+        native = self._native_info()
+        if native.status == lib.CC_PENDING:
+            raise RuntimeError(f"{self._name} is still under way: wait for it first")
+        return Info(
+            sequence=int(native.sequence),
+            epoch=int(native.epoch),
+            contributors=int(native.contributors),
+            attempts=int(native.attempts),
+            algorithm=_ALGORITHM_NAMES[native.algorithm],
+            missing=(),
+        )
+
+    @property
+    def changed(self) -> bool:
+        """For a boundary: whether membership changed."""
+        return bool(self._native_info().changed)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._wait_async().__await__()
+
+    async def _wait_async(self) -> Any:
+        if not self.done:
+            loop = asyncio.get_running_loop()
+            future: asyncio.Future[None] = loop.create_future()
+            reader, writer = os.pipe()
+            try:
+                os.set_blocking(writer, False)
+                loop.add_reader(reader, lambda: future.done() or future.set_result(None))
+                lib.cc_work_notify(self._handle, writer)
+                await future
+            finally:
+                lib.cc_work_notify(self._handle, -1)
+                loop.remove_reader(reader)
+                os.close(reader)
+                os.close(writer)
+        return self._complete(lib.cc_wait(self._handle, 0))
+
+    def __repr__(self) -> str:
+        return f"<Work {self._name} {'done' if self.done else 'under way'}>"
+
+
+def _slice(end: float) -> int:
+    left_ms = round((end - time.monotonic()) * 1000)
+    return max(0, min(_SLICE_MS, left_ms))

@@ -1,0 +1,310 @@
+/* collectives: fault-tolerant collective communication. The one public C header.
+ *
+ * A process opens a cc_context: one identity (peer id), one listening transport, links to other
+ * peers and the groups it is a member of. Who is a member is decided elsewhere (the coordinator);
+ * the caller hands each decision in with cc_install and hands out what cc_next_event yields.
+ * Operations are posted with cc_post and end, on all members alike, with one agreed outcome.
+ *
+ * Threads:  every function may be called from any thread unless it says otherwise.
+ * Blocking: only cc_wait and cc_context_close block, each bounded; everything else returns at once.
+ * Errors:   a cc_status; CC_OK is zero. Text for people: cc_status_text, cc_info.message.
+ * Memory:   the caller owns all it passes in. Arguments are copied before a call returns, except
+ *           the buffers of a cc_request: they are the library's until the operation is complete.
+ * Units:    _ms milliseconds, _bytes bytes, count elements. */
+#ifndef COLLECTIVES_H
+#define COLLECTIVES_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define CC_PROTOCOL_VERSION 1u
+#define CC_ADDRESS_MAX 64  /* a numeric "host:port" or "[v6%scope]:port" with its NUL */
+#define CC_MESSAGE_MAX 384 /* an error text with its NUL */
+
+typedef enum cc_status {
+    CC_OK = 0,
+    CC_PENDING,          /* not complete yet; not an error */
+    CC_PEER_LOST,        /* a member was lost; agreed by all survivors; inputs are intact */
+    CC_EVICTED,          /* this peer is no longer a member */
+    CC_GROUP_TOO_SMALL,  /* fewer members are left than the group's floor */
+    CC_OUTCOME_UNKNOWN,  /* nothing could be decided */
+    CC_COORDINATOR_LOST, /* nothing could be decided: the coordinator stayed away */
+    CC_MISMATCH,         /* peers called different operations */
+    CC_TIMED_OUT,
+    CC_CLOSED,      /* the context, or the peer's connection, is closed */
+    CC_PROTOCOL,    /* what came in is not our protocol, or of another version */
+    CC_INVALID,     /* an argument is wrong; nothing was sent */
+    CC_UNSUPPORTED, /* a valid request that this build or group cannot do; nothing was sent */
+    CC_NO_MEMORY,
+    CC_BUSY,        /* a bound is reached: complete something first */
+    CC_REFUSED,     /* nobody listens at that address */
+    CC_UNREACHABLE, /* no route, or no answer from that address */
+    CC_SYSTEM,      /* the operating system refused: out of descriptors, ports, ... */
+} cc_status;
+
+typedef enum cc_kind {
+    CC_ALL_REDUCE = 1,
+    CC_BROADCAST,
+    CC_ALL_GATHER,
+    CC_BARRIER,
+    CC_BOUNDARY, /* admit and leave: the moment at which membership may change */
+} cc_kind;
+
+typedef enum cc_dtype { CC_FLOAT32 = 1, CC_FLOAT64, CC_INT32, CC_INT64, CC_BFLOAT16 } cc_dtype;
+typedef enum cc_op { CC_SUM = 1, CC_AVG, CC_MIN, CC_MAX } cc_op;
+typedef enum cc_algorithm {
+    CC_AUTO = 0,
+    CC_RING,
+    CC_RECURSIVE_DOUBLING,
+    CC_DIRECT, /* every peer sends to every other */
+} cc_algorithm;
+
+typedef struct cc_peer_id {
+    uint8_t bytes[16]; /* random; a new one for every incarnation of a process */
+} cc_peer_id;
+
+typedef struct cc_timeouts {
+    uint32_t beat_ms;      /* a link without traffic sends a heartbeat this often */
+    uint32_t dead_ms;      /* a link silent for so long is evidence of death */
+    uint32_t connect_ms;   /* a dial or handshake that takes longer has failed */
+    uint32_t linger_ms;    /* an orderly close waits at most so long */
+} cc_timeouts;
+
+typedef struct cc_options {
+    const char *transport;    /* "tcp", "sim" */
+    const char *bind_address; /* numeric "host:port"; port 0: any, or one of the range below */
+    const char *advertise;    /* numeric "host" or "host:port" told to others; NULL: as bound */
+    const char *interface;    /* bind to this network interface, or NULL */
+    uint16_t port_first, port_last; /* 0, 0: any port */
+    cc_peer_id id;
+    uint32_t streams;       /* bulk connections per link */
+    uint32_t segment_bytes; /* payload of one bulk frame; a multiple of 64 */
+    cc_timeouts timeouts;
+    const char *congestion; /* TCP congestion control for every link; NULL: chosen per link */
+    uint32_t send_buffer_bytes, receive_buffer_bytes; /* socket buffers; 0: the default */
+    uint32_t io_max_bytes;  /* tests: no read or write moves more than this; 0: no limit */
+    int manual;             /* tests: no thread; the caller drives with cc_step */
+    void *world;            /* transport "sim": the cc_sim to live in */
+} cc_options;
+
+typedef struct cc_context cc_context;
+typedef struct cc_work cc_work;
+
+/* ---- a context ---------------------------------------------------------------------------- */
+
+/* Fills in the defaults of everything but the id. */
+void cc_options_default(cc_options *options);
+
+/* Opens the transport, listens, and starts the progress thread (unless manual). On failure *out is
+ * NULL and `message` (CC_MESSAGE_MAX bytes, may be NULL) says why. */
+cc_status cc_context_open(const cc_options *options, cc_context **out, char *message);
+
+/* The address to tell others, NUL-terminated. `out` holds CC_ADDRESS_MAX bytes. */
+void cc_context_address(const cc_context *context, char *out);
+
+/* The secret that every handshake of this run carries. Before it is set, every dial is refused. */
+void cc_context_set_token(cc_context *context, const uint8_t token[16]);
+
+/* Ends every open operation with CC_CLOSED, says goodbye to the peers, waits at most linger_ms for
+ * them to take what was sent, and stops the thread. With `abort` nonzero it does not wait. Later
+ * calls return CC_CLOSED; closing again does nothing. */
+void cc_context_close(cc_context *context, int abort);
+
+/* Closes (abort) what is not closed and gives the handle back. No call on the context may follow or
+ * be under way; its works stay valid until each is freed. */
+void cc_context_free(cc_context *context);
+
+/* A descriptor that is readable while cc_next_event has something to yield. Owned by the context. */
+int cc_context_fd(const cc_context *context);
+
+/* Manual contexts only: does what can be done now, without blocking. Returns the time in
+ * nanoseconds (the context's clock) at which it wants to be called again at the latest. */
+int64_t cc_step(cc_context *context);
+
+/* ---- membership: what the coordinator decided, and what it must be told ------------------- */
+
+typedef struct cc_member {
+    cc_peer_id id;
+    uint32_t rank;      /* as the program sees it; there may be holes after a death */
+    uint32_t serial;    /* order of arrival: of two peers the later dials the earlier */
+    uint64_t host;      /* equal for peers of one host */
+    char address[CC_ADDRESS_MAX];
+} cc_member;
+
+/* What became of the operations of one lane that were open when the last epoch was sealed:
+ * up to `committed` they succeeded, from there up to `failed` they failed, later ones go on. */
+typedef struct cc_outcome {
+    uint32_t lane;
+    uint64_t committed;
+    uint64_t failed;
+} cc_outcome;
+
+typedef enum cc_cause {
+    CC_CAUSE_FORMED = 1, /* the group's first epoch */
+    CC_CAUSE_BOUNDARY,   /* members admitted or left at a boundary */
+    CC_CAUSE_LOST,       /* a member died or was cut off */
+    CC_CAUSE_LINK,       /* a link broke between peers that both live on */
+    CC_CAUSE_DEADLINE,   /* an operation's deadline passed */
+    CC_CAUSE_MISMATCH,   /* peers called different operations */
+} cc_cause;
+
+typedef struct cc_epoch {
+    uint32_t group;
+    uint64_t epoch;    /* rises with every record of a group */
+    cc_cause cause;
+    uint32_t world;    /* ranks are 0 .. world-1 */
+    uint32_t min_size; /* operations need at least so many members */
+    cc_peer_id lost;   /* CC_CAUSE_LOST: who, for messages; else zero */
+    uint32_t lost_rank;
+    const char *detail; /* for messages: the first report's detail, or "" */
+    const cc_member *members; /* in rank order, this peer included */
+    uint32_t n_members;
+    const cc_outcome *lanes; /* for every lane that any survivor has used */
+    uint32_t n_lanes;
+} cc_epoch;
+
+/* Installs an epoch: applies its outcomes, dials who is not connected yet. An epoch that is not
+ * newer than the installed one is ignored (CC_OK): publication is idempotent. CC_INVALID: the
+ * record contradicts itself or does not name this peer. */
+cc_status cc_install(cc_context *context, const cc_epoch *epoch);
+
+/* A joiner's rehearsal: dials everyone named; CC_EVENT_PREPARED tells the result. */
+cc_status cc_prepare(cc_context *context, const cc_member *members, uint32_t count);
+
+/* Whether joiners wait: the next boundary's vote says so. */
+void cc_set_pending(cc_context *context, uint32_t group, uint32_t joiners);
+
+/* The coordinator closes `epoch`: a peer that has no evidence of its own seals and reports too. */
+void cc_seal(cc_context *context, uint32_t group, uint64_t epoch);
+
+/* Ends the group for this peer: its open and later operations return `why` (CC_EVICTED,
+ * CC_COORDINATOR_LOST or CC_CLOSED) with `reason` in their message. */
+void cc_expel(cc_context *context, uint32_t group, cc_status why, const char *reason);
+
+typedef enum cc_evidence_kind {
+    CC_EVIDENCE_CLOSED = 1, /* the connection closed; redial was not refused */
+    CC_EVIDENCE_REFUSED,    /* the connection closed and redial was refused: the process is gone */
+    CC_EVIDENCE_SILENT,     /* nothing was heard for dead_ms */
+    CC_EVIDENCE_GOODBYE,    /* it said that it closes */
+    CC_EVIDENCE_PROTOCOL,   /* it sent what no peer may send */
+} cc_evidence_kind;
+
+typedef struct cc_evidence {
+    cc_peer_id peer;
+    cc_evidence_kind kind;
+} cc_evidence;
+
+typedef struct cc_lane_report {
+    uint32_t lane;
+    uint64_t committed, done, posted; /* watermarks: the last operation of each kind */
+} cc_lane_report;
+
+#define CC_DETAIL_MAX 256
+#define CC_REPORT_LANES_MAX 16
+#define CC_REPORT_EVIDENCE_MAX 64
+
+/* What a peer froze when it sealed an epoch. Sent again, with more evidence, as that comes in; the
+ * watermarks never change. */
+typedef struct cc_report {
+    uint32_t group;
+    uint64_t epoch;
+    cc_cause cause;       /* LOST, LINK, DEADLINE, MISMATCH or BOUNDARY, as this peer sees it */
+    char detail[CC_DETAIL_MAX]; /* MISMATCH: who called what; DEADLINE: which operation */
+    uint64_t boundary;    /* lane 0's operation that is a boundary and still open; 0: none */
+    uint32_t wants;       /* CC_WANT_*: what this peer's vote at that boundary says */
+    uint32_t n_lanes, n_evidence;
+    cc_lane_report lanes[CC_REPORT_LANES_MAX];
+    cc_evidence evidence[CC_REPORT_EVIDENCE_MAX];
+} cc_report;
+
+#define CC_WANT_JOIN 1u  /* a joiner waits, or ranks have holes, or the group is below its floor */
+#define CC_WANT_LEAVE 2u /* this peer leaves */
+
+typedef enum cc_event_kind {
+    CC_EVENT_SEALED = 1, /* report: for the coordinator */
+    CC_EVENT_READY,      /* every member has installed `epoch`, as far as this peer's links tell */
+    CC_EVENT_PREPARED,   /* status: CC_OK, or why a dial failed, and to whom in `peer` */
+} cc_event_kind;
+
+typedef struct cc_event {
+    cc_event_kind kind;
+    uint32_t group;
+    uint64_t epoch;
+    cc_status status;
+    cc_peer_id peer;
+    cc_report report;
+} cc_event;
+
+/* Takes the next event. CC_PENDING: there is none. */
+cc_status cc_next_event(cc_context *context, cc_event *out);
+
+/* ---- operations --------------------------------------------------------------------------- */
+
+#define CC_PRESERVE 1u /* in place: keep a copy of the input until the outcome is decided */
+#define CC_LEAVE 2u    /* CC_BOUNDARY: this peer leaves */
+#define CC_ASYNC 4u    /* the caller will not wait at once: the progress thread takes over */
+
+/* in and out are contiguous; `out` is either `in` or does not overlap it.
+ *   ALL_REDUCE  in, out: count elements
+ *   BROADCAST   in: count elements at the root, ignored elsewhere; out: count elements
+ *   ALL_GATHER  in: count elements; out: world * count elements, a row for each rank; the rows of
+ *               ranks without a member are zero
+ *   BARRIER, BOUNDARY  no buffers */
+typedef struct cc_request {
+    cc_kind kind;
+    cc_dtype dtype;
+    cc_op op;
+    cc_algorithm algorithm;
+    uint32_t root; /* a rank */
+    uint32_t lane; /* 0 .. CC_REPORT_LANES_MAX-1 */
+    uint32_t flags;
+    const void *in;
+    void *out;
+    uint64_t count;
+    int64_t timeout_ms; /* the operation's own deadline; negative: none */
+} cc_request;
+
+/* Posts an operation; *out is the caller's, to be freed with cc_work_free. An error status means
+ * that nothing was posted and no number was used up. CC_BUSY: too many are open in this lane. */
+cc_status cc_post(cc_context *context, uint32_t group, const cc_request *request, cc_work **out,
+                  char *message);
+
+/* Waits until the operation is complete, at most timeout_ms (0: only looks). CC_PENDING: it is not
+ * complete; everything else is its outcome. Once it is not CC_PENDING no thread touches the
+ * operation's buffers any more. */
+cc_status cc_wait(cc_work *work, int64_t timeout_ms);
+
+/* Writes 8 bytes (the number 1) to `fd` once the work is complete, at once if it is. The caller
+ * owns fd and keeps it open until then, or until cc_work_notify(work, -1) has returned. */
+void cc_work_notify(cc_work *work, int fd);
+
+typedef struct cc_info {
+    cc_status status;
+    uint64_t sequence;     /* the operation's number in its lane */
+    uint64_t epoch;        /* in which it was decided */
+    uint32_t contributors; /* members whose input counts in the result */
+    uint32_t attempts;
+    uint32_t changed; /* CC_BOUNDARY: nonzero if a new epoch was installed by it */
+    cc_algorithm algorithm;
+    cc_peer_id lost; /* CC_PEER_LOST: who */
+    uint32_t lost_rank;
+    char message[CC_MESSAGE_MAX];
+} cc_info;
+
+void cc_work_info(const cc_work *work, cc_info *out);
+
+/* Gives the work back. An operation that is still open goes on; its buffers stay the library's. */
+void cc_work_free(cc_work *work);
+
+typedef struct cc_stats {
+    uint64_t sent_bytes, received_bytes; /* on data links, headers included */
+    uint64_t operations, epochs;
+    uint64_t bad_connections; /* dropped during the handshake */
+} cc_stats;
+
+void cc_context_stats(cc_context *context, cc_stats *out);
+
+const char *cc_status_text(cc_status status);
+size_t cc_dtype_bytes(cc_dtype dtype); /* 0: no such dtype */
+
+#endif

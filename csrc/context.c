@@ -1,0 +1,190 @@
+/* One step of a context: transport events become link events, those move groups, and what came of
+ * it is left for the caller and the agent. */
+#include "csrc/context.h"
+
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+#define EVENTS_PER_STEP 64
+
+cc__group *cc__context_group(cc_context *context, uint32_t id, bool create) {
+    for (uint32_t i = 0; i < context->n_groups; i++)
+        if (context->groups[i]->id == id) return context->groups[i];
+    if (!create || context->n_groups == CC_GROUPS_MAX) return NULL;
+    cc__group *group = cc__group_new(id, &context->links);
+    if (group) context->groups[context->n_groups++] = group;
+    return group;
+}
+
+bool cc__context_has_work(const cc_context *context) {
+    for (uint32_t i = 0; i < context->n_groups; i++)
+        if (context->groups[i]->n_open > 0) return true;
+    return false;
+}
+
+static bool is_member(const cc_context *context, const cc__link *link) {
+    for (uint32_t i = 0; i < context->n_groups; i++)
+        if (cc__group_has(context->groups[i], link)) return true;
+    return false;
+}
+
+void cc__context_drop_strangers(cc_context *context) {
+    if (context->rehearsing) return;
+    for (cc__link *link = context->links.first, *next; link; link = next) {
+        next = link->next;
+        if (link->wanted && !is_member(context, link)) cc__links_drop(&context->links, link);
+    }
+}
+
+/* A link of a rehearsal came up or failed. */
+static void rehearse(cc_context *context, const cc__link_event *event) {
+    if (!context->rehearsing || context->prepared_due || context->prepared != CC_PENDING) return;
+    if (event->kind == CC__LINK_LOST || event->kind == CC__LINK_EVIDENCE) {
+        if (!event->link->wanted) return;
+        context->prepared = event->kind == CC__LINK_LOST ? event->status : CC_TIMED_OUT;
+        if (context->prepared == CC_OK) context->prepared = CC_CLOSED;
+        context->prepared_peer = event->link->id;
+        context->prepared_due = true;
+        return;
+    }
+    for (const cc__link *link = context->links.first; link; link = link->next)
+        if (link->wanted && link->state != CC__LINK_UP) return;
+    context->prepared = CC_OK;
+    context->prepared_due = true;
+}
+
+static void on_link_event(cc_context *context, const cc__link_event *event) {
+    cc__group *group;
+    cc__channel *channel = event->channel;
+    switch (event->kind) {
+    case CC__LINK_CONNECTED:
+        for (uint32_t i = 0; i < context->n_groups; i++)
+            cc__group_on_connected(context->groups[i], event->link);
+        rehearse(context, event);
+        break;
+    case CC__LINK_LOST:
+    case CC__LINK_EVIDENCE:
+        for (uint32_t i = 0; i < context->n_groups; i++)
+            cc__group_on_evidence(context->groups[i], event->link, event->evidence);
+        rehearse(context, event);
+        break;
+    case CC__LINK_FRAME:
+        group = cc__context_group(context, channel->frame.group, false);
+        if (group) cc__group_on_frame(group, event->link, &channel->frame);
+        break;
+    case CC__LINK_WANT:
+        group = cc__context_group(context, channel->frame.group, false);
+        if (group)
+            cc__group_on_want(group, channel);
+        else
+            cc__links_place(&context->links, channel, NULL, NULL);
+        break;
+    case CC__LINK_PAYLOAD:
+        group = cc__context_group(context, channel->frame.group, false);
+        if (group) cc__group_on_payload(group, channel);
+        break;
+    case CC__LINK_SENT:
+        if (event->owner) cc__op_sent(event->owner, event->move, event->bytes);
+        for (uint32_t i = 0; i < context->n_groups; i++)
+            for (cc__op *op = context->groups[i]->active; op; op = op->next_active) op->more = true;
+        break;
+    }
+}
+
+static void drain_links(cc_context *context) {
+    cc__link_event event;
+    while (cc__links_next(&context->links, &event)) {
+        on_link_event(context, &event);
+        if (event.kind != CC__LINK_PAYLOAD) continue;
+        for (uint32_t i = 0; i < context->n_groups; i++) /* forward it while it is in cache */
+            context->more |= cc__group_pump(context->groups[i]);
+    }
+}
+
+static void raise_event(cc_context *context) {
+    if (context->event_raised) return;
+    context->event_raised = true;
+    uint64_t one = 1;
+    ssize_t written;
+    do
+        written = write(context->event_write_fd, &one, sizeof one);
+    while (written < 0 && errno == EINTR);
+}
+
+void cc__context_collect(cc_context *context) {
+    uint64_t finished = 0;
+    bool due = context->prepared_due;
+    for (uint32_t i = 0; i < context->n_groups; i++) {
+        const cc__group *group = context->groups[i];
+        finished += group->finished;
+        due |= group->report_due || group->ready_due;
+    }
+    if (due) raise_event(context);
+    if (finished == context->finished) return;
+    context->finished = finished;
+    if (context->sleepers > 0) pthread_cond_broadcast(&context->changed);
+}
+
+bool cc__context_step(cc_context *context) {
+    cc_transport_event events[EVENTS_PER_STEP];
+    cc__links *links = &context->links;
+    int count = context->transport->ops->poll(context->transport, events, EVENTS_PER_STEP);
+    bool moved = count > 0 || context->more;
+    context->more = false;
+    for (uint32_t turns = links->n_resuming; turns > 0 && cc__links_resume(links); turns--) {
+        drain_links(context);
+        moved = true;
+    }
+    for (int i = 0; i < count; i++) {
+        cc__links_feed(links, &events[i]);
+        drain_links(context);
+    }
+    int64_t now = cc__now(&context->clock), next = cc__links_tick(links, now);
+    drain_links(context);
+    for (uint32_t i = 0; i < context->n_groups; i++) {
+        int64_t deadline = cc__group_tick(context->groups[i], now);
+        if (deadline < next) next = deadline;
+        context->more |= cc__group_pump(context->groups[i]);
+    }
+    drain_links(context);
+    int64_t transport_next = context->transport->ops->deadline(context->transport);
+    context->next_ns = transport_next < next ? transport_next : next;
+    context->more |= links->n_resuming > 0;
+    cc__context_collect(context);
+    return moved;
+}
+
+cc_status cc__context_next_event(cc_context *context, cc_event *out) {
+    memset(out, 0, sizeof *out);
+    if (context->prepared_due) {
+        context->prepared_due = false;
+        out->kind = CC_EVENT_PREPARED;
+        out->status = context->prepared;
+        out->peer = context->prepared_peer;
+        return CC_OK;
+    }
+    for (uint32_t i = 0; i < context->n_groups; i++) {
+        cc__group *group = context->groups[i];
+        out->group = group->id;
+        out->epoch = group->epoch;
+        if (group->report_due) {
+            group->report_due = false;
+            out->kind = CC_EVENT_SEALED;
+            out->report = group->report;
+            return CC_OK;
+        }
+        if (group->ready_due) {
+            group->ready_due = false;
+            out->kind = CC_EVENT_READY;
+            return CC_OK;
+        }
+    }
+    if (context->event_raised) {
+        uint64_t count;
+        ssize_t got = read(context->event_fd, &count, sizeof count);
+        (void)got;
+        context->event_raised = false;
+    }
+    return CC_PENDING;
+}

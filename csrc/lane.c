@@ -1,0 +1,327 @@
+/* The operations of one lane: posting, readiness, votes, commit. docs/protocol.md sections 4, 5.
+ *
+ * A lane moves three watermarks: posted, done (all moves complete, voted) and committed (voted by
+ * all). They only rise, and operations complete in order. */
+#include "csrc/group.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+cc__op *cc__lane_op(const cc__lane *lane, uint64_t sequence) {
+    cc__op *op = lane->ops[sequence % CC_INFLIGHT_MAX];
+    return op && op->sequence == sequence ? op : NULL;
+}
+
+cc__lane *cc__lane_get(cc__group *group, uint32_t index) {
+    if (group->lanes[index]) return group->lanes[index];
+    cc__lane *lane = calloc(1, sizeof *lane);
+    if (lane == NULL) return NULL;
+    lane->index = index;
+    lane->outcome.lane = index;
+    if (cc__lane_renew(group, lane) != CC_OK) {
+        free(lane);
+        return NULL;
+    }
+    group->lanes[index] = lane;
+    return lane;
+}
+
+void cc__lane_free_seats(cc__lane *lane, uint32_t size) {
+    for (uint32_t i = 0; lane->seats && i < size; i++) {
+        if (lane->seats[i]) free(lane->seats[i]->eager_bytes);
+        free(lane->seats[i]);
+    }
+    free(lane->seats);
+    free(lane->voted);
+    lane->seats = NULL;
+    lane->voted = NULL;
+}
+
+void cc__lane_free(cc__lane *lane, uint32_t size) {
+    cc__lane_free_seats(lane, size);
+    free(lane);
+}
+
+cc_status cc__lane_renew(cc__group *group, cc__lane *lane) {
+    lane->voted = calloc(group->size + 1u, sizeof *lane->voted);
+    lane->seats = calloc(group->size + 1u, sizeof *lane->seats);
+    if (lane->voted == NULL || lane->seats == NULL) {
+        cc__lane_free_seats(lane, 0);
+        return CC_NO_MEMORY;
+    }
+    lane->done = lane->outcome.failed;
+    cc__tally_start(&lane->tally, lane->voted, group->size, lane->outcome.failed);
+    return CC_OK;
+}
+
+cc__seat *cc__lane_seat(cc__lane *lane, uint32_t member) {
+    if (lane->seats[member] == NULL) lane->seats[member] = calloc(1, sizeof(cc__seat));
+    return lane->seats[member];
+}
+
+static cc__notice *notice_of(cc__lane *lane, uint32_t member, uint64_t sequence) {
+    cc__seat *seat = cc__lane_seat(lane, member);
+    if (seat == NULL) return NULL;
+    cc__notice *notice = &seat->notices[sequence % CC_NOTICES_MAX];
+    if (notice->sequence != sequence) *notice = (cc__notice){.sequence = sequence};
+    return notice;
+}
+
+const cc__notice *cc__lane_notice(const cc__lane *lane, uint32_t member, uint64_t sequence) {
+    const cc__seat *seat = lane->seats[member];
+    if (seat == NULL) return NULL;
+    const cc__notice *notice = &seat->notices[sequence % CC_NOTICES_MAX];
+    return notice->sequence == sequence ? notice : NULL;
+}
+
+/* ---- completion --------------------------------------------------------------------------- */
+
+void cc__lane_deactivate(cc__op *op) {
+    if (op->active_link == NULL) return;
+    *op->active_link = op->next_active;
+    if (op->next_active) op->next_active->active_link = op->active_link;
+    op->active_link = NULL;
+}
+
+void cc__lane_activate(cc__group *group, cc__op *op) {
+    cc__op **last = &group->active; /* older operations come first */
+    while (*last) last = &(*last)->next_active;
+    op->next_active = NULL;
+    op->active_link = last;
+    *last = op;
+}
+
+void cc__lane_complete(cc__group *group, cc__lane *lane, cc__op *op, cc_status status,
+                     const char *message) {
+    cc__lane_deactivate(op);
+    lane->ops[op->sequence % CC_INFLIGHT_MAX] = NULL;
+    lane->n_open--;
+    group->n_open--;
+    group->finished++;
+    if (status == CC_PEER_LOST) {
+        op->info.lost = group->lost;
+        op->info.lost_rank = group->lost_rank;
+    }
+    cc__op_finish(op, status, message);
+}
+
+/* Why an operation failed that the last record says has failed. */
+static cc_status failure(const cc__group *group, const cc__op *op, char *message) {
+    char what[160];
+    cc__signature_text(&op->signature, what, sizeof what);
+    unsigned long long number = (unsigned long long)op->sequence;
+    if (group->size < group->min_size) {
+        snprintf(message, CC_MESSAGE_MAX,
+                 "%s, operation %llu: only %u members are left and the group needs %u; its input "
+                 "is intact; admit() waits for new members",
+                 what, number, group->size, group->min_size);
+        return CC_GROUP_TOO_SMALL;
+    }
+    switch (group->cause) {
+    case CC_CAUSE_MISMATCH:
+        snprintf(message, CC_MESSAGE_MAX, "peers called different operations: %s", group->detail);
+        return CC_MISMATCH;
+    case CC_CAUSE_DEADLINE:
+        snprintf(message, CC_MESSAGE_MAX, "%.100s, operation %llu: %.200s", what, number,
+                 group->detail);
+        return CC_TIMED_OUT;
+    case CC_CAUSE_LINK:
+        snprintf(message, CC_MESSAGE_MAX,
+                 "%s, operation %llu: a connection between two peers broke and both live on; its "
+                 "input is intact; call it again",
+                 what, number);
+        return CC_PEER_LOST;
+    default:
+        snprintf(message, CC_MESSAGE_MAX,
+                 "%s, operation %llu: the peer of rank %u was lost; its input is intact; the next "
+                 "call runs among the %u survivors",
+                 what, number, group->lost_rank, group->size);
+        return CC_PEER_LOST;
+    }
+}
+
+void cc__lane_fail_op(cc__group *group, cc__lane *lane, cc__op *op) {
+    char message[CC_MESSAGE_MAX];
+    cc_status status = failure(group, op, message);
+    cc__lane_complete(group, lane, op, status, message);
+}
+
+/* All members have voted for it: its result, or the error that all of them found at its start. */
+static void succeed(cc__group *group, cc__lane *lane, cc__op *op) {
+    char message[CC_MESSAGE_MAX] = "";
+    if (op->verdict == CC_GROUP_TOO_SMALL) {
+        failure(group, op, message);
+    } else if (op->verdict == CC_PEER_LOST) {
+        snprintf(message, sizeof message,
+                 "operation %llu: rank %u, its root, was lost; choose another root",
+                 (unsigned long long)op->sequence, op->request.root);
+    }
+    cc__lane_complete(group, lane, op, op->verdict, message);
+}
+
+void cc__lane_decide(cc__group *group, cc__lane *lane) {
+    uint64_t first = lane->posted > CC_INFLIGHT_MAX ? lane->posted - CC_INFLIGHT_MAX + 1 : 1;
+    for (uint64_t sequence = first; sequence <= lane->posted; sequence++) {
+        cc__op *op = cc__lane_op(lane, sequence);
+        if (op == NULL) continue;
+        switch (cc__fate_of(sequence, &lane->outcome)) {
+        case CC__FATE_COMMITTED:
+            op->info.changed =
+                op->request.kind == CC_BOUNDARY && group->cause == CC_CAUSE_BOUNDARY;
+            succeed(group, lane, op);
+            break;
+        case CC__FATE_FAILED:
+            cc__op_abandon(op, group->links, true);
+            cc__lane_fail_op(group, lane, op);
+            break;
+        case CC__FATE_GOES_ON: break;
+        }
+    }
+}
+
+/* ---- votes -------------------------------------------------------------------------------- */
+
+static void send_vote(cc__group *group, const cc__op *op, uint32_t member) {
+    cc__frame frame = {
+        .type = CC__VOTE,
+        .lane = (uint8_t)op->request.lane,
+        .group = group->id,
+        .epoch = group->epoch,
+        .sequence = op->sequence,
+        .offset = op->wishes,
+        .signature = op->signature,
+    };
+    cc__links_send(group->links, group->member_links[member], &frame, NULL);
+}
+
+/* The wishes of all members for a boundary that all have voted for. */
+static uint32_t all_wishes(const cc__group *group, const cc__lane *lane, const cc__op *op) {
+    uint32_t wishes = op->wishes;
+    for (uint32_t i = 0; i < group->size; i++) {
+        const cc__notice *notice = i == group->me ? NULL : cc__lane_notice(lane, i, op->sequence);
+        if (notice) wishes |= notice->wishes;
+    }
+    return wishes;
+}
+
+static void commit(cc__group *group, cc__lane *lane, uint64_t from) {
+    for (uint64_t sequence = from + 1; sequence <= lane->tally.committed; sequence++) {
+        cc__op *op = cc__lane_op(lane, sequence);
+        if (op == NULL) continue;
+        if (op->request.kind == CC_BOUNDARY && all_wishes(group, lane, op)) {
+            cc__group_seal(group, CC_CAUSE_BOUNDARY, NULL, 0, "");
+            return; /* it completes with the record; nothing comes after it */
+        }
+        succeed(group, lane, op);
+    }
+}
+
+static void tally(cc__group *group, cc__lane *lane, uint32_t member, uint64_t watermark) {
+    uint64_t before = lane->tally.committed;
+    if (cc__tally_vote(&lane->tally, member, watermark)) commit(group, lane, before);
+}
+
+void cc__lane_advance(cc__group *group, cc__lane *lane) {
+    if (group->state != CC__GROUP_ACTIVE) return;
+    uint64_t before = lane->done;
+    for (cc__op *op = cc__lane_op(lane, lane->done + 1); op && op->done;
+         op = cc__lane_op(lane, lane->done + 1)) {
+        lane->done++;
+        for (uint32_t i = 0; i < group->size; i++)
+            if (i != group->me && group->installed[i]) send_vote(group, op, i);
+    }
+    if (lane->done > before) tally(group, lane, group->me, lane->done);
+}
+
+/* ---- what other members say --------------------------------------------------------------- */
+
+/* Seals if a member calls another operation by the same number. */
+bool cc__lane_same_call(cc__group *group, cc__lane *lane, uint32_t member, uint64_t sequence,
+                      const cc__signature *theirs) {
+    const cc__op *op = cc__lane_op(lane, sequence);
+    if (op == NULL || cc__signature_equal(&op->signature, theirs)) return true;
+    char mine[96], other[96], detail[CC_DETAIL_MAX];
+    cc__signature_text(&op->signature, mine, sizeof mine);
+    cc__signature_text(theirs, other, sizeof other);
+    snprintf(detail, sizeof detail, "as number %llu rank %u called %s, rank %u %s",
+             (unsigned long long)sequence, group->ranks[group->me], mine, group->ranks[member],
+             other);
+    cc__group_seal_mismatch(group, lane, sequence, detail);
+    return false;
+}
+
+/* Whether bulk or eager data of an operation may go to a member. */
+bool cc__lane_may_send(cc__group *group, cc__lane *lane, const cc__op *op, uint32_t member) {
+    if (member == group->me || !group->installed[member]) return false;
+    const cc__notice *notice = cc__lane_notice(lane, member, op->sequence);
+    if (notice && (notice->ready || notice->voted)) return true;
+    return op->plan.eager && op->sequence <= lane->tally.voted[member] + CC_EAGER_SLOTS;
+}
+
+static void update_clear(cc__group *group, cc__lane *lane, uint32_t member) {
+    for (cc__op *op = group->active; op; op = op->next_active) {
+        if (op->request.lane != lane->index || op->clear[member]) continue;
+        op->clear[member] = cc__lane_may_send(group, lane, op, member);
+        if (op->clear[member]) op->more = true;
+    }
+}
+
+/* A frame about `sequence` from a member: NULL if it cannot be, or was a mismatch. */
+cc__lane *cc__lane_of_frame(cc__group *group, uint32_t member, const cc__frame *frame) {
+    cc__lane *lane = cc__lane_get(group, frame->lane);
+    if (lane == NULL) return NULL;
+    bool possible = frame->sequence > 0 &&
+                    frame->sequence <= lane->tally.committed + CC_NOTICES_MAX;
+    if (!possible) {
+        cc__links_accuse(group->links, group->member_links[member]);
+        return NULL;
+    }
+    return cc__lane_same_call(group, lane, member, frame->sequence, &frame->signature) ? lane : NULL;
+}
+
+void cc__lane_on_vote(cc__group *group, uint32_t member, const cc__frame *frame) {
+    cc__lane *lane = cc__lane_of_frame(group, member, frame);
+    if (lane == NULL || frame->sequence <= lane->tally.committed) return;
+    cc__notice *notice = notice_of(lane, member, frame->sequence);
+    if (notice == NULL) return;
+    notice->voted = true;
+    notice->signature = frame->signature;
+    notice->wishes = (uint32_t)frame->offset;
+    tally(group, lane, member, frame->sequence);
+    if (group->state == CC__GROUP_ACTIVE) update_clear(group, lane, member);
+}
+
+void cc__lane_on_ready(cc__group *group, uint32_t member, const cc__frame *frame) {
+    cc__lane *lane = cc__lane_of_frame(group, member, frame);
+    if (lane == NULL || frame->sequence <= lane->done) return;
+    cc__notice *notice = notice_of(lane, member, frame->sequence);
+    if (notice == NULL) return;
+    notice->ready = true;
+    notice->signature = frame->signature;
+    update_clear(group, lane, member);
+}
+
+void cc__lane_send_ready(cc__group *group, const cc__op *op, uint32_t member) {
+    if (op->plan.eager || !group->installed[member] || !cc__op_receives_from(op, member)) return;
+    cc__frame frame = {
+        .type = CC__READY,
+        .lane = (uint8_t)op->request.lane,
+        .group = group->id,
+        .epoch = group->epoch,
+        .sequence = op->sequence,
+        .signature = op->signature,
+    };
+    cc__links_send(group->links, group->member_links[member], &frame, NULL);
+}
+
+void cc__lane_greet(cc__group *group, cc__lane *lane, uint32_t member) {
+    for (uint64_t sequence = lane->tally.committed + 1; sequence <= lane->posted; sequence++) {
+        const cc__op *op = cc__lane_op(lane, sequence);
+        if (op == NULL) continue;
+        if (op->started) cc__lane_send_ready(group, op, member);
+        if (sequence <= lane->done) send_vote(group, op, member);
+    }
+    update_clear(group, lane, member);
+}
+

@@ -1,0 +1,224 @@
+/* The data of a lane's operations, and how they are posted and started. docs/protocol.md section 4.
+ *
+ * A payload goes straight to where its operation's plan wants it; eager data that comes before its
+ * operation is posted waits in one of a few slots. */
+#include "csrc/group.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Eager data that came before its operation was posted; NULL if there is no room for it. */
+static uint8_t *eager_slot(cc__group *group, cc__lane *lane, uint32_t member,
+                           const cc__frame *frame) {
+    cc__seat *seat = cc__lane_seat(lane, member);
+    if (seat == NULL) return NULL;
+    uint64_t slot = frame->sequence % CC_EAGER_SLOTS;
+    bool credit = frame->sequence > lane->done && frame->sequence <= lane->done + CC_EAGER_SLOTS;
+    if (!credit || seat->eager[slot].sequence > lane->done || frame->offset != 0) {
+        cc__links_accuse(group->links, group->member_links[member]);
+        return NULL;
+    }
+    if (seat->eager_bytes == NULL) seat->eager_bytes = malloc(CC_EAGER_SLOTS * CC_EAGER_BYTES);
+    if (seat->eager_bytes == NULL) return NULL;
+    return seat->eager_bytes + slot * CC_EAGER_BYTES;
+}
+
+void cc__group_on_want(cc__group *group, cc__channel *channel) {
+    const cc__frame *frame = &channel->frame;
+    int64_t member = cc__group_member(group, channel->link);
+    bool current = group->state == CC__GROUP_ACTIVE && frame->epoch == group->epoch;
+    cc__lane *lane = member >= 0 && current ? cc__lane_of_frame(group, (uint32_t)member, frame) : NULL;
+    void *place = NULL, *owner = NULL;
+    if (lane && frame->sequence > lane->done) {
+        cc__op *op = cc__lane_op(lane, frame->sequence);
+        if (op && op->started) {
+            if (cc__op_expect(op, frame, (uint32_t)member, &place) != CC_OK) {
+                cc__links_accuse(group->links, channel->link);
+                return;
+            }
+            owner = op;
+            if (place == NULL) place = channel->scratch;
+        } else if (frame->type == CC__EAGER) {
+            place = eager_slot(group, lane, (uint32_t)member, frame);
+            owner = lane;
+        } else { /* bulk data that nobody was told to send */
+            cc__links_accuse(group->links, channel->link);
+        }
+    }
+    cc__links_place(group->links, channel, place, owner);
+}
+
+void cc__group_on_payload(cc__group *group, cc__channel *channel) {
+    const cc__frame *frame = &channel->frame;
+    int64_t member = cc__group_member(group, channel->link);
+    cc__lane *lane = group->lanes[frame->lane];
+    if (member < 0 || group->state != CC__GROUP_ACTIVE || lane == NULL ||
+        frame->epoch != group->epoch)
+        return;
+    cc__op *op = cc__lane_op(lane, frame->sequence);
+    if (channel->in_owner == lane) { /* an eager slot: whether or not it was posted meanwhile */
+        channel->in_owner = NULL;
+        lane->seats[member]->eager[frame->sequence % CC_EAGER_SLOTS] = *frame;
+        void *place;
+        if (op == NULL || !op->started) return;
+        if (cc__op_expect(op, frame, (uint32_t)member, &place) != CC_OK) {
+            cc__links_accuse(group->links, channel->link);
+            return;
+        }
+        const void *data = channel->place;
+        if (place) memcpy(place, data, frame->length);
+        cc__op_take(op, frame, (uint32_t)member, place ? place : data);
+        op->more = true;
+        return;
+    }
+    if (op == NULL || channel->in_owner != op) return;
+    channel->in_owner = NULL;
+    cc__op_take(op, frame, (uint32_t)member, channel->place);
+    op->more = true;
+}
+
+static void take_early(cc__group *group, cc__lane *lane, cc__op *op) {
+    uint64_t slot = op->sequence % CC_EAGER_SLOTS;
+    for (uint32_t i = 0; i < group->size; i++) {
+        cc__seat *seat = lane->seats[i];
+        if (seat == NULL || seat->eager[slot].sequence != op->sequence) continue;
+        void *place;
+        const uint8_t *data = seat->eager_bytes + slot * CC_EAGER_BYTES;
+        if (!cc__lane_same_call(group, lane, i, op->sequence, &seat->eager[slot].signature)) return;
+        if (cc__op_expect(op, &seat->eager[slot], i, &place) != CC_OK) {
+            cc__links_accuse(group->links, group->member_links[i]);
+            continue;
+        }
+        if (place) memcpy(place, data, seat->eager[slot].length);
+        cc__op_take(op, &seat->eager[slot], i, place ? place : data);
+    }
+}
+
+/* ---- posting ------------------------------------------------------------------------------ */
+
+static uint32_t own_wishes(const cc__group *group, const cc_request *request) {
+    uint32_t wishes = request->flags & CC_LEAVE ? CC_WANT_LEAVE : 0;
+    bool holes = group->size != group->world || group->size < group->min_size;
+    if (group->joiners > 0 || holes) wishes |= CC_WANT_JOIN;
+    return wishes;
+}
+
+static bool root_is_there(const cc__group *group, const cc_request *request) {
+    if (request->kind != CC_BROADCAST) return true;
+    for (uint32_t i = 0; i < group->size; i++)
+        if (group->ranks[i] == request->root) return true;
+    return false;
+}
+
+static void start(cc__group *group, cc__lane *lane, cc__op *op) {
+    op->epoch = group->epoch;
+    if (op->request.kind == CC_BOUNDARY)
+        op->wishes = own_wishes(group, &op->request);
+    else if (group->size < group->min_size)
+        op->verdict = CC_GROUP_TOO_SMALL;
+    else if (!root_is_there(group, &op->request))
+        op->verdict = CC_PEER_LOST;
+    if (op->verdict != CC_OK) { /* nothing moves; it takes its number and its votes like any other */
+        op->done = true;
+        cc__lane_advance(group, lane);
+        return;
+    }
+    uint32_t size = group->size;
+    cc_algorithm algorithm = (cc_algorithm)op->signature.algorithm;
+    if (algorithm == CC_AUTO)
+        algorithm = cc__plan_choose(op->request.kind, size, op->request.count, op->element_bytes);
+    op->signature.algorithm = (uint8_t)algorithm;
+    cc_status status = cc__op_start(op, size, group->me, group->ranks, group->world,
+                                    group->links->segment_bytes);
+    if (status != CC_OK) { /* this peer alone cannot go on: the others must not wait for it */
+        cc__lane_complete(group, lane, op, status, "out of memory");
+        cc__group_seal(group, CC_CAUSE_DEADLINE, NULL, 0, "a peer ran out of memory");
+        return;
+    }
+    for (uint32_t i = 0; i < size; i++) {
+        const cc__notice *notice = i == group->me ? NULL : cc__lane_notice(lane, i, op->sequence);
+        if (notice && !cc__lane_same_call(group, lane, i, op->sequence, &notice->signature)) return;
+    }
+    cc__lane_activate(group, op);
+    for (uint32_t i = 0; i < size; i++) {
+        if (i == group->me) continue;
+        cc__lane_send_ready(group, op, i);
+        op->clear[i] = cc__lane_may_send(group, lane, op, i);
+    }
+    take_early(group, lane, op);
+    op->more = true;
+}
+
+void cc__lane_resume(cc__group *group, cc__lane *lane) {
+    for (uint64_t sequence = lane->outcome.failed + 1; sequence <= lane->posted; sequence++) {
+        cc__op *op = cc__lane_op(lane, sequence);
+        if (op && !op->started && group->state == CC__GROUP_ACTIVE) start(group, lane, op);
+    }
+}
+
+static bool boundary_open(const cc__group *group) {
+    const cc__lane *lane = group->lanes[0];
+    const cc__op *op = lane && lane->n_open ? cc__lane_op(lane, lane->posted) : NULL;
+    return op && op->request.kind == CC_BOUNDARY;
+}
+
+static cc_status may_post(const cc__group *group, const cc_request *request, const cc__lane *lane,
+                          char *message) {
+    const char *why = NULL;
+    if (boundary_open(group))
+        why = "an admit() or leave() is under way: no other operation may be posted meanwhile";
+    else if (request->kind == CC_BOUNDARY && group->n_open > 0)
+        why = "operations are open: wait for them before admit() or leave()";
+    else if (lane->n_open == CC_INFLIGHT_MAX)
+        why = "too many operations are open in this lane: wait for one";
+    if (why == NULL) return CC_OK;
+    snprintf(message, CC_MESSAGE_MAX, "%s", why);
+    return CC_BUSY;
+}
+
+cc_status cc__group_post(cc__group *group, const cc_request *request, int64_t now, cc__op **out,
+                         char *message) {
+    if (group->state == CC__GROUP_ENDED) {
+        snprintf(message, CC_MESSAGE_MAX, "%s", group->end_message);
+        return group->end;
+    }
+    if (group->state == CC__GROUP_JOINING) {
+        snprintf(message, CC_MESSAGE_MAX, "this peer is no member of the group yet");
+        return CC_INVALID;
+    }
+    if (request->kind == CC_BROADCAST && request->root >= group->world) {
+        snprintf(message, CC_MESSAGE_MAX, "root %u is no rank of this group of %u", request->root,
+                 group->world);
+        return CC_INVALID;
+    }
+    cc__lane *lane = cc__lane_get(group, request->lane);
+    if (lane == NULL) return CC_NO_MEMORY;
+    cc_status status = may_post(group, request, lane, message);
+    if (status != CC_OK) return status;
+    cc__op *op = cc__op_new(request, group->id, lane->posted + 1);
+    if (op == NULL) return CC_NO_MEMORY;
+    op->signature = (cc__signature){.kind = (uint8_t)request->kind,
+                                    .dtype = (uint8_t)request->dtype,
+                                    .op = (uint8_t)request->op,
+                                    .algorithm = (uint8_t)request->algorithm,
+                                    .root = request->root,
+                                    .count = request->count};
+    if (request->timeout_ms >= 0) op->deadline_ns = now + request->timeout_ms * CC__MS;
+    if (op->deadline_ns < group->deadline_ns) group->deadline_ns = op->deadline_ns;
+    lane->posted++;
+    lane->ops[op->sequence % CC_INFLIGHT_MAX] = op;
+    lane->n_open++;
+    group->n_open++;
+    *out = op;
+    if (op->sequence <= lane->outcome.failed) {
+        cc__lane_fail_op(group, lane, op);
+        return CC_OK;
+    }
+    if (group->state != CC__GROUP_ACTIVE) return CC_OK;
+    start(group, lane, op);
+    for (uint32_t i = 0; i < group->size; i++)
+        if (group->gone[i])
+            cc__group_seal(group, CC_CAUSE_LOST, &group->members[i].id, CC_EVIDENCE_GOODBYE, "");
+    return CC_OK;
+}

@@ -1,0 +1,95 @@
+/* One operation: its plan, carried out segment by segment. It knows its own buffers and which
+ * segments are there; it does not know votes, epochs or who decides what became of it (group.c).
+ *
+ * The public cc_work is the same struct: the caller holds one reference, the group another as long
+ * as the operation is open. All calls are made under the context's lock, except reading `complete`
+ * (and, once that is set, `info`). */
+#ifndef CC_OP_H
+#define CC_OP_H
+
+#include "csrc/buffer.h"
+#include "csrc/link.h"
+#include "csrc/plan/plan.h"
+
+#include <stdatomic.h>
+
+typedef enum cc__segment {
+    CC__MISSING = 0,
+    CC__LANDING,      /* its payload is being read to where it is used at once */
+    CC__LANDING_HELD, /* its payload is being read to the move's hold area */
+    CC__HELD,         /* there, but what must come before is not */
+    CC__COMPLETE,
+} cc__segment;
+
+typedef struct cc__move_state {
+    uint64_t done;      /* receives and local moves: every byte below is complete; sends: how many
+                           bytes are sent */
+    uint64_t next;      /* sends: the first byte that was not handed to a stream */
+    uint8_t *segments;  /* receives: cc__segment of each */
+    uint64_t n_segments;
+} cc__move_state;
+
+typedef cc_work cc__op;
+
+struct cc_work {
+    /* what was asked for */
+    cc_request request;
+    cc__signature signature;
+    uint32_t group;
+    uint64_t sequence;
+    int64_t deadline_ns;
+    uint32_t wishes; /* CC_BOUNDARY: CC_WANT_* */
+
+    /* how it goes, from cc__op_start on */
+    bool started, done;
+    cc_status verdict; /* other than CC_OK: an error that all members find at its start */
+    uint64_t epoch;
+    cc__plan plan;
+    cc__move_state *states;
+    uint8_t *segments; /* all moves' */
+    uint8_t *stage;
+    cc__saved saved;
+    uint32_t contributors, segment_bytes, element_bytes;
+    uint32_t first_open; /* the first move that is not complete */
+    bool more;           /* stopped for fairness: pump again soon */
+    bool *clear;         /* by member: data may be sent to it */
+
+    /* the handle */
+    void *context;
+    uint32_t references;
+    atomic_int complete;
+    int notify_fd;
+    cc_info info;
+    cc__op *next_active, **active_link; /* the group's started, not yet done operations */
+};
+
+cc__op *cc__op_new(const cc_request *request, uint32_t group, uint64_t sequence);
+void cc__op_unref(cc__op *op);
+
+/* Builds the plan for `size` members; ranks[i] is the row of member i. CC_NO_MEMORY leaves the
+ * operation not started. */
+cc_status cc__op_start(cc__op *op, uint32_t size, uint32_t me, const uint32_t *ranks,
+                       uint32_t world, uint32_t segment_bytes);
+
+/* Whether the plan receives from a member: it then has to hear that we are ready. */
+bool cc__op_receives_from(const cc__op *op, uint32_t member);
+
+/* Where the payload of a frame goes. CC_PROTOCOL: the plan expects no such payload. *place NULL:
+ * to the channel's scratch. */
+cc_status cc__op_expect(cc__op *op, const cc__frame *frame, uint32_t from, void **place);
+/* The payload of an expected frame is at `data`. */
+void cc__op_take(cc__op *op, const cc__frame *frame, uint32_t from, const void *data);
+/* Bytes of a send are sent. */
+void cc__op_sent(cc__op *op, uint32_t move, uint32_t bytes);
+
+/* Does what can be done now: sends to members that are clear, uses what was held, local moves. Sets
+ * `done` once nothing is left and no stream holds any of the operation's memory. */
+void cc__op_pump(cc__op *op, cc__links *links, cc__link *const *members);
+
+/* Streams give the operation's memory back; with `undo` the input is restored. */
+void cc__op_abandon(cc__op *op, cc__links *links, bool undo);
+
+/* Sets the outcome, frees all but the handle, tells who waits; drops the library's reference. */
+void cc__op_finish(cc__op *op, cc_status status, const char *message);
+
+#endif

@@ -1,0 +1,66 @@
+/* Every frame that crosses a link: its layout, and the checks that need no state. All frames open
+ * with the same 56-byte header, little endian. See docs/protocol.md.
+ *
+ * Whether a frame fits the operation it names is not decided here but by what the operation's plan
+ * expects (csrc/op.c): lengths are compared there, never believed. */
+#ifndef CC_WIRE_H
+#define CC_WIRE_H
+
+#include "csrc/collectives.h"
+
+#define CC_HEADER_BYTES 56
+
+typedef enum cc__frame_type {
+    CC__BEAT = 1,  /* I live */
+    CC__INSTALLED, /* I have installed this epoch; my lanes are at its start */
+    CC__READY,     /* I have posted this operation: its bulk data may come */
+    CC__EAGER,     /* an operation's data, on stream 0 */
+    CC__DATA,      /* an operation's data, on a bulk stream */
+    CC__VOTE,      /* I am done with all operations of this lane up to this one */
+    CC__ABORT,     /* I have sealed this epoch; payload: cc__abort_payload */
+    CC__BYE,       /* I close */
+} cc__frame_type;
+
+/* What an operation is: equal on all members, or the call is an error on all of them. */
+typedef struct cc__signature {
+    uint8_t kind, dtype, op, algorithm;
+    uint32_t root; /* a rank */
+    uint64_t count;
+} cc__signature;
+
+int cc__signature_equal(const cc__signature *a, const cc__signature *b);
+/* "all_reduce(float32, sum, count=12)" to `out`. Any bytes are fine: it may come off the wire. */
+void cc__signature_text(const cc__signature *signature, char *out, size_t size);
+
+/* Stream 0 carries every type but DATA, a bulk stream carries DATA alone. */
+typedef struct cc__frame {
+    uint8_t type; /* cc__frame_type */
+    uint8_t lane;
+    uint16_t slot; /* EAGER, DATA: which message of this pair in the operation's plan */
+    uint16_t attempt;
+    uint32_t group;
+    uint32_t length; /* bytes of payload behind the header */
+    uint64_t epoch;
+    uint64_t sequence; /* the operation; VOTE: the watermark */
+    uint64_t offset;   /* EAGER, DATA: of the payload in its message; VOTE: a boundary's wishes */
+    cc__signature signature; /* READY, EAGER, DATA, VOTE: of the operation that `sequence` names */
+} cc__frame;
+
+void cc__frame_pack(const cc__frame *frame, uint8_t out[CC_HEADER_BYTES]);
+
+/* CC_PROTOCOL: no frame that may come on such a stream. Afterwards type, lane and length are within
+ * bounds for that type. */
+cc_status cc__frame_unpack(const uint8_t in[CC_HEADER_BYTES], int bulk, uint32_t segment_bytes,
+                           cc__frame *out);
+
+#define CC__ABORT_BYTES 24
+typedef struct cc__abort_payload {
+    cc_peer_id suspect;
+    uint32_t evidence; /* cc_evidence_kind, 0: none */
+    uint32_t cause;    /* cc_cause */
+} cc__abort_payload;
+
+void cc__abort_pack(const cc__abort_payload *payload, uint8_t out[CC__ABORT_BYTES]);
+cc_status cc__abort_unpack(const uint8_t in[CC__ABORT_BYTES], cc__abort_payload *out);
+
+#endif
