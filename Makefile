@@ -25,7 +25,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Directories are among them, so that a removed file is noticed too.
 NATIVE := CMakeLists.txt $(shell find csrc transport bindings -type d -not -name __pycache__ \
 	-o -name '*.[ch]' -o -name '*.py')
-C_FILES = $(shell find csrc transport bindings tests benchmarks -name '*.[ch]')
+C_FILES = $(shell find csrc transport bindings tests $(wildcard benchmarks) -name '*.[ch]')
 
 CMAKE = $(BIN)/cmake -S . -G Ninja -DCOLLECTIVES_TESTS=ON --log-level=WARNING
 NINJA = $(BIN)/cmake --build

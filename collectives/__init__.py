@@ -10,7 +10,7 @@ See `connect` and `Communicator`. Errors are subclasses of `CollectivesError`.
 
 from __future__ import annotations
 
-from collectives.communicator import Change, Communicator, Member, connect
+from collectives.communicator import Change, Communicator, Member
 from collectives.config import LAN, WAN, Timeouts
 from collectives.errors import (
     Closed,
@@ -28,6 +28,7 @@ from collectives.errors import (
     SystemFailure,
     TimedOut,
 )
+from collectives.joining import connect
 from collectives.work import Info, Work
 
 __version__ = "0.1.0"

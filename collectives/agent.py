@@ -18,8 +18,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import replace
 
 import zmq
 
@@ -34,7 +33,10 @@ from collectives.errors import (
     Refused,
     TimedOut,
 )
+from collectives.events import Core, Event, Prepared, Ready, Sealed
 from collectives.messages import NO_PEER, Epoch, Join, Member, Report, Welcome
+
+__all__ = ["Agent", "Core", "Event", "Prepared", "Ready", "Sealed"]
 
 log = logging.getLogger("collectives.agent")
 
@@ -43,64 +45,6 @@ REPORT_S = 0.5
 PING_S = 1.0
 WAIT_SLICE_S = 0.1
 CLOSE_S = 1.0
-
-
-@dataclass(frozen=True)
-class Sealed:
-    """The core sealed an epoch, or has more evidence on it."""
-
-    report: Report
-
-
-@dataclass(frozen=True)
-class Ready:
-    """Every member has installed this epoch, as far as this peer's links tell."""
-
-    epoch: int
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """The rehearsal asked for with `prepare` is over. If not `ok`: whom it could not reach (zero if
-    nobody in particular), and why."""
-
-    ok: bool
-    peer: bytes = NO_PEER
-    reason: str = ""
-
-
-Event = Sealed | Ready | Prepared
-
-
-class Core(Protocol):
-    """What the agent needs of a peer's core. It is called by the agent's thread alone."""
-
-    def address(self) -> str:
-        """The address that other peers dial."""
-
-    def set_token(self, token: bytes) -> None:
-        """Sets the 16-byte secret of the run."""
-
-    def install(self, epoch: Epoch) -> None:
-        """Installs a record; one that is not newer than the installed one is ignored."""
-
-    def prepare(self, members: Sequence[Member]) -> None:
-        """Starts a rehearsal; `Prepared` follows."""
-
-    def set_pending(self, joiners: int) -> None:
-        """Tells how many joiners wait."""
-
-    def seal(self, epoch: int) -> None:
-        """Seals this epoch, if it is the installed one."""
-
-    def expel(self, status_name: str, reason: str) -> None:
-        """Ends all operations with EVICTED, COORDINATOR_LOST or CLOSED."""
-
-    def next_event(self) -> Event | None:
-        """The next event, or None."""
-
-    def fd(self) -> int:
-        """A descriptor that is readable while there are events."""
 
 
 class Agent:
@@ -142,7 +86,8 @@ class Agent:
         self._installed = threading.Event()  # `current` is a new one
         self._closing = threading.Event()
         self._pipe_lock = threading.Lock()
-        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_write, False)
         # What only the thread touches:
         self._link: Connection | None = None
         self._welcome: Welcome | None = None
@@ -436,6 +381,7 @@ class Agent:
             self.ended = error
             self._core.expel(status_name, str(error))
             self._changed.set()
+            self._installed.set()
 
 
 _live: weakref.WeakSet[Agent] = weakref.WeakSet()

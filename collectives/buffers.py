@@ -131,6 +131,4 @@ def check_output(given: Buffer, out: Buffer, rows: int = 1) -> None:
     if out.code != given.code:
         raise TypeError("the output has another dtype than the input")
     if out.count != given.count * rows:
-        raise ValueError(
-            f"the output has {out.count} elements; {given.count * rows} are needed"
-        )
+        raise ValueError(f"the output has {out.count} elements; {given.count * rows} are needed")

@@ -7,12 +7,9 @@ who is a member and what became of an operation is decided by the coordinator an
 from __future__ import annotations
 
 import atexit
-import os
-import socket
+import contextlib
 import threading
-import uuid
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -21,8 +18,6 @@ from collectives import messages
 from collectives._core import ffi, lib
 from collectives.agent import Agent
 from collectives.buffers import Buffer, buffer_of, check_output, new_like
-from collectives.config import Settings, Timeouts, format_address, is_loopback, parse_url
-from collectives.config import LAN, parse_address, resolve_host
 from collectives.core import Context, text
 from collectives.errors import Closed, CollectivesError, from_status
 from collectives.work import ALGORITHMS, Work
@@ -144,10 +139,8 @@ class Communicator:
 
     def _boundary(self, name: str, flags: int, timeout: float | None) -> Change:
         for work in list(self._open):
-            try:
+            with contextlib.suppress(CollectivesError):  # its own waiter is told
                 work.wait()
-            except CollectivesError:
-                pass  # its own waiter is told
         before = self._snapshot
         work = self._post(name, None, None, flags=flags, timeout=timeout, sync=True)
         work.wait()
@@ -329,7 +322,7 @@ class Communicator:
             request.out = target.pointer
         else:
             request.dtype = request.count = 0
-        self._throttle(lane)
+        self._prune()
         status = lib.cc_post(self._context.native, self._group, request, local.out, local.message)
         if status != lib.CC_OK:
             raise self._post_error(status, text(local.message))
@@ -338,8 +331,8 @@ class Communicator:
         self._open.add(work)
         return work
 
-    def _throttle(self, lane: int) -> None:
-        """Forgets works that are complete, now and then."""
+    def _prune(self) -> None:
+        """Forgets works that nobody waited for and that are complete, now and then."""
         if len(self._open) > _MAX_UNPRUNED:
             for work in list(self._open):
                 if work.done:
@@ -422,153 +415,3 @@ def _choice(table: dict[str, int], value: str, what: str) -> int:
 
 def _same_memory(given: Buffer, x: Any, dtype: str | None) -> bool:
     return bool(given.pointer == buffer_of(x, dtype, out=True).pointer)
-
-
-# ---- joining ----------------------------------------------------------------------------------
-
-
-def _host_number() -> int:
-    """Equal for peers of one host: of one boot of one machine."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            boot = file.read()
-    except OSError:
-        boot = str(uuid.getnode())
-    try:
-        network = os.stat("/proc/self/ns/net").st_ino  # peers in other namespaces are remote
-    except OSError:
-        network = 0
-    return uuid.uuid5(uuid.NAMESPACE_OID, f"{boot}{network}").int >> 64
-
-
-def _default_bind(url: str, insecure: bool) -> str:
-    """Loopback if the coordinator is on loopback, else the address that leads to it."""
-    host, port = parse_url(url)
-    numeric = resolve_host(host)
-    family = socket.AF_INET6 if ":" in numeric else socket.AF_INET
-    if is_loopback(numeric):
-        return format_address(numeric, 0)
-    if not insecure:
-        raise ValueError(
-            "without a key, peers listen on loopback only: the coordinator is at "
-            f"{host}, so pass insecure=True if you trust the network between them"
-        )
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:  # sends nothing
-        probe.connect((numeric, port))
-        return format_address(probe.getsockname()[0], 0)
-
-
-def _bind_address(bind: str | None, url: str, insecure: bool) -> str:
-    if bind is None:
-        return _default_bind(url, insecure)
-    host, port = parse_address(bind if bind.rpartition("]")[2].count(":") else f"{bind}:0")
-    numeric = resolve_host(host)
-    if not is_loopback(numeric) and not insecure:
-        raise ValueError(
-            f"without a key, peers listen on loopback only, not on {host}: pass insecure=True "
-            "if you trust the network"
-        )
-    return format_address(numeric, port)
-
-
-def connect(
-    coordinator: str | None = None,
-    *,
-    group: str = "default",
-    size: int = 1,
-    min_size: int = 1,
-    name: str | None = None,
-    rank: int | None = None,
-    timeouts: Timeouts | None = None,
-    timeout: float | None = None,
-    bind: str | None = None,
-    advertise: str | None = None,
-    interface: str | None = None,
-    ports: tuple[int, int] | None = None,
-    transport: str | None = None,
-    streams: int | None = None,
-    segment_bytes: int | None = None,
-    insecure: bool = False,
-    on_epoch: Callable[[int], None] | None = None,
-    **native: Any,
-) -> Communicator:
-    """Joins a group and returns when this peer is a member.
-
-    The first `size` peers form the group; who comes later waits until the members call `admit`.
-
-    Args:
-        coordinator: its URL, ``"cc://host:29400"``; by default ``COLLECTIVES_COORDINATOR``.
-        group: the group's name. Its first peer fixes size, min_size, streams and segment_bytes.
-        size: how many peers form the group.
-        min_size: with fewer members left, operations raise `GroupTooSmall`.
-        name: tells peers apart in messages, and orders ranks where `rank` is not given.
-        rank: the rank wanted in the first epoch.
-        timeouts: `LAN` (default), `WAN` or your own.
-        timeout: seconds to wait until this peer is a member; None waits as long as it takes.
-        bind: address to listen on, ``"host"`` or ``"host:port"``; by default loopback if the
-            coordinator is there, else the address that leads to the coordinator.
-        advertise: the address told to other peers, ``"host"`` or ``"host:port"``.
-        interface: listen on this network interface's address.
-        ports: first and last port to listen on.
-        streams: bulk connections per link, 1 to 16.
-        segment_bytes: payload of one frame.
-        insecure: allow addresses other than loopback though the run has no key.
-        on_epoch: called with each new epoch's number, by the agent's thread.
-
-    Raises:
-        CoordinatorUnreachable, Refused, TimedOut: it did not work, and why.
-        ValueError, TypeError: wrong arguments.
-    """
-    settings = Settings.from_environment()
-    url = coordinator or settings.coordinator
-    if url is None:
-        raise ValueError("no coordinator: pass its URL or set COLLECTIVES_COORDINATOR")
-    times = timeouts or settings.timeouts or LAN
-    options: dict[str, Any] = {
-        "transport": transport or settings.transport,
-        "interface": interface or settings.interface,
-        "streams": streams or settings.streams,
-        "segment_bytes": segment_bytes or settings.segment_bytes,
-        "advertise": _numeric_advertise(advertise),
-        "bind_address": _bind_address(bind, url, insecure),
-        **native,
-    }
-    if ports is not None:
-        options["port_first"], options["port_last"] = ports
-    peer = uuid.uuid4().bytes
-    context = Context(peer, times, **options)
-    defaults = ffi.new("cc_options *")
-    lib.cc_options_default(defaults)
-    join = messages.Join(
-        version=messages.PROTOCOL_VERSION,
-        id=peer,
-        group=group,
-        name=name or "",
-        rank=rank,
-        size=size,
-        min_size=min_size,
-        address=context.address(),
-        host=_host_number(),
-        streams=options["streams"] or defaults.streams,
-        segment_bytes=options["segment_bytes"] or defaults.segment_bytes,
-    )
-    callback = None if on_epoch is None else lambda record: on_epoch(record.epoch)
-    agent = Agent(context, url, join, times, callback)
-    try:
-        messages.encode(join)
-        agent.start()
-        record = agent.wait_joined(timeout)
-    except BaseException:
-        agent.close()
-        context.close(abort=True)
-        raise
-    return Communicator(context, agent, record, peer)
-
-
-def _numeric_advertise(advertise: str | None) -> str | None:
-    if advertise is None:
-        return None
-    if advertise.rpartition("]")[2].count(":") == 1:
-        host, port = parse_address(advertise)
-        return format_address(resolve_host(host), port)
-    return resolve_host(advertise.strip("[]"))

@@ -137,6 +137,12 @@ class Context:
                 for item in native.evidence[0 : native.n_evidence]
             ),
             detail=text(native.detail),
+            calls=tuple(
+                messages.Call(lane.lane, lane.committed + 1 + i, lane.calls[i])
+                for lane in native.lanes[0 : native.n_lanes]
+                for i in range(lane.n_calls)
+                if lane.calls[i]
+            ),
         )
 
     # ---- the end ----------------------------------------------------------------------------

@@ -4,8 +4,8 @@ Every error of the library is a `CollectivesError`, so one `except` catches all 
 Python has a name for (`TimeoutError`, `ConnectionError`, `OSError`) are that as well. Wrong
 arguments are not in this family: they are `ValueError`, `TypeError` or `NotImplementedError`, and
 nothing has been sent. The core speaks in status numbers; `from_status` is the one place that turns
-them into exceptions. The numbers come from the extension, and only when first needed, so that the
-coordinator works where the extension is not built.
+them into exceptions. The numbers come from the extension, and only when first needed: the
+coordinator shares this module and has no use for the core.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ NO_PEER = bytes(ID_BYTES)
 MEMBERS_MAX = 1024
 LANES_MAX = 16
 EVIDENCE_MAX = 64
+CALLS_MAX = 1024
 NAME_CHARS_MAX = 128
 REASON_CHARS_MAX = 1024
 ADDRESS_CHARS_MAX = 262
@@ -127,6 +128,15 @@ class LaneReport:
 
 
 @dataclass(frozen=True)
+class Call:
+    """An open operation of the sealed epoch; `what` is a hash of kind, dtype, count and so on."""
+
+    lane: Lane
+    sequence: U64
+    what: U64
+
+
+@dataclass(frozen=True)
 class Evidence:
     """Something that speaks against a peer."""
 
@@ -190,9 +200,11 @@ class Report:
     lanes: Annotated[tuple[LaneReport, ...], Within(0, LANES_MAX)]
     evidence: Annotated[tuple[Evidence, ...], Within(0, EVIDENCE_MAX)]
     detail: Reason = ""
+    calls: Annotated[tuple[Call, ...], Within(0, CALLS_MAX)] = ()
 
     def check(self) -> None:
         distinct("lanes", [lane.lane for lane in self.lanes])
+        distinct("calls", [(call.lane, call.sequence) for call in self.calls])
         if self.cause is Cause.FORMED:
             raise ProtocolError("cause: a report cannot say that a group was formed")
 

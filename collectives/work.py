@@ -102,7 +102,7 @@ class Work:
         raise from_status(
             status,
             text(native.message),
-            peer=bytes(native.lost.bytes),
+            peer=bytes(native.lost.bytes) if any(native.lost.bytes) else None,
             rank=int(native.lost_rank),
             operation=self._name,
         )
@@ -124,7 +124,13 @@ class Work:
             contributors=int(native.contributors),
             attempts=int(native.attempts),
             algorithm=_ALGORITHM_NAMES[native.algorithm],
-            missing=(),
+            missing=tuple(
+                8 * i + bit
+                for i, byte in enumerate(bytes(native.missing))
+                if byte
+                for bit in range(8)
+                if byte >> bit & 1
+            ),
         )
 
     @property
@@ -142,7 +148,7 @@ class Work:
             reader, writer = os.pipe()
             try:
                 os.set_blocking(writer, False)
-                loop.add_reader(reader, lambda: future.done() or future.set_result(None))
+                loop.add_reader(reader, _resolve, future)
                 lib.cc_work_notify(self._handle, writer)
                 await future
             finally:
@@ -154,6 +160,11 @@ class Work:
 
     def __repr__(self) -> str:
         return f"<Work {self._name} {'done' if self.done else 'under way'}>"
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _slice(end: float) -> int:

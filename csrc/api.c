@@ -117,12 +117,15 @@ void cc_context_close(cc_context *context, int abort) {
         for (uint32_t i = 0; i < context->n_groups; i++)
             cc__group_end(context->groups[i], CC_CLOSED, "the communicator was closed");
         cc__context_collect(context);
-        cc__links_stop(&context->links, abort);
     }
     cc__unlock(context);
     if (closed) return;
     cc__progress_unregister(context);
     cc__progress_stop(context);
+    cc__lock(context);
+    if (!abort) cc__progress_goodbye(context);
+    cc__links_stop(&context->links, abort);
+    cc__unlock(context);
     context->transport->ops->stop(context->transport, abort);
     context->transport = NULL;
     close(context->event_fd);
@@ -193,6 +196,7 @@ cc_status cc_prepare(cc_context *context, const cc_member *members, uint32_t cou
     if (status == CC_OK) {
         context->rehearsing = true;
         context->prepared = CC_PENDING;
+        context->prepared_due = false;
         bool all_up = true;
         for (uint32_t i = 0; i < count && status == CC_OK; i++) {
             cc__link *link = cc__links_want(&context->links, &members[i], UINT32_MAX);
@@ -252,6 +256,7 @@ cc_status cc_next_event(cc_context *context, cc_event *out) {
 
 static const char *bad_request(const cc_request *request) {
     if (request->lane >= CC_LANES_MAX) return "lane must be below 16";
+    if (request->kind == CC_BOUNDARY && request->lane != 0) return "admit and leave are of lane 0";
     if (request->kind == CC_BARRIER || request->kind == CC_BOUNDARY) return NULL;
     if (request->kind < CC_ALL_REDUCE || request->kind > CC_BOUNDARY) return "no such operation";
     size_t element = cc_dtype_bytes(request->dtype);

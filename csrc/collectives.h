@@ -64,10 +64,10 @@ typedef struct cc_peer_id {
 } cc_peer_id;
 
 typedef struct cc_timeouts {
-    uint32_t beat_ms;      /* a link without traffic sends a heartbeat this often */
-    uint32_t dead_ms;      /* a link silent for so long is evidence of death */
-    uint32_t connect_ms;   /* a dial or handshake that takes longer has failed */
-    uint32_t linger_ms;    /* an orderly close waits at most so long */
+    uint32_t beat_ms;    /* a link without traffic sends a heartbeat this often */
+    uint32_t dead_ms;    /* a link silent for so long is evidence of death */
+    uint32_t connect_ms; /* a dial or handshake that takes longer has failed */
+    uint32_t linger_ms;  /* an orderly close waits at most so long */
 } cc_timeouts;
 
 typedef struct cc_options {
@@ -82,9 +82,9 @@ typedef struct cc_options {
     cc_timeouts timeouts;
     const char *congestion; /* TCP congestion control for every link; NULL: chosen per link */
     uint32_t send_buffer_bytes, receive_buffer_bytes; /* socket buffers; 0: the default */
-    uint32_t io_max_bytes;  /* tests: no read or write moves more than this; 0: no limit */
-    int manual;             /* tests: no thread; the caller drives with cc_step */
-    void *world;            /* transport "sim": the cc_sim to live in */
+    uint32_t io_max_bytes; /* tests: no read or write moves more than this; 0: no limit */
+    int manual;            /* tests: no thread; the caller drives with cc_step */
+    void *world;           /* transport "sim": the cc_sim to live in */
 } cc_options;
 
 typedef struct cc_context cc_context;
@@ -125,9 +125,9 @@ int64_t cc_step(cc_context *context);
 
 typedef struct cc_member {
     cc_peer_id id;
-    uint32_t rank;      /* as the program sees it; there may be holes after a death */
-    uint32_t serial;    /* order of arrival: of two peers the later dials the earlier */
-    uint64_t host;      /* equal for peers of one host */
+    uint32_t rank;   /* as the program sees it; there may be holes after a death */
+    uint32_t serial; /* order of arrival: of two peers the later dials the earlier */
+    uint64_t host;   /* equal for peers of one host */
     char address[CC_ADDRESS_MAX];
 } cc_member;
 
@@ -150,13 +150,13 @@ typedef enum cc_cause {
 
 typedef struct cc_epoch {
     uint32_t group;
-    uint64_t epoch;    /* rises with every record of a group */
+    uint64_t epoch; /* rises with every record of a group */
     cc_cause cause;
     uint32_t world;    /* ranks are 0 .. world-1 */
     uint32_t min_size; /* operations need at least so many members */
     cc_peer_id lost;   /* CC_CAUSE_LOST: who, for messages; else zero */
     uint32_t lost_rank;
-    const char *detail; /* for messages: the first report's detail, or "" */
+    const char *detail;       /* for messages: the first report's detail, or "" */
     const cc_member *members; /* in rank order, this peer included */
     uint32_t n_members;
     const cc_outcome *lanes; /* for every lane that any survivor has used */
@@ -194,9 +194,13 @@ typedef struct cc_evidence {
     cc_evidence_kind kind;
 } cc_evidence;
 
+#define CC_REPORT_CALLS_MAX 64
+
 typedef struct cc_lane_report {
     uint32_t lane;
     uint64_t committed, done, posted; /* watermarks: the last operation of each kind */
+    uint32_t n_calls;                 /* calls[i]: a hash of what operation committed+1+i is */
+    uint64_t calls[CC_REPORT_CALLS_MAX];
 } cc_lane_report;
 
 #define CC_DETAIL_MAX 256
@@ -208,10 +212,10 @@ typedef struct cc_lane_report {
 typedef struct cc_report {
     uint32_t group;
     uint64_t epoch;
-    cc_cause cause;       /* LOST, LINK, DEADLINE, MISMATCH or BOUNDARY, as this peer sees it */
+    cc_cause cause; /* LOST, LINK, DEADLINE, MISMATCH or BOUNDARY, as this peer sees it */
     char detail[CC_DETAIL_MAX]; /* MISMATCH: who called what; DEADLINE: which operation */
-    uint64_t boundary;    /* lane 0's operation that is a boundary and still open; 0: none */
-    uint32_t wants;       /* CC_WANT_*: what this peer's vote at that boundary says */
+    uint64_t boundary;          /* lane 0's operation that is a boundary and still open; 0: none */
+    uint32_t wants;             /* CC_WANT_*: what this peer's vote at that boundary says */
     uint32_t n_lanes, n_evidence;
     cc_lane_report lanes[CC_REPORT_LANES_MAX];
     cc_evidence evidence[CC_REPORT_EVIDENCE_MAX];
@@ -278,6 +282,8 @@ cc_status cc_wait(cc_work *work, int64_t timeout_ms);
  * owns fd and keeps it open until then, or until cc_work_notify(work, -1) has returned. */
 void cc_work_notify(cc_work *work, int fd);
 
+#define CC_MISSING_BYTES 128
+
 typedef struct cc_info {
     cc_status status;
     uint64_t sequence;     /* the operation's number in its lane */
@@ -288,6 +294,7 @@ typedef struct cc_info {
     cc_algorithm algorithm;
     cc_peer_id lost; /* CC_PEER_LOST: who */
     uint32_t lost_rank;
+    uint8_t missing[CC_MISSING_BYTES]; /* bit r % 8 of byte r / 8: rank r has no member */
     char message[CC_MESSAGE_MAX];
 } cc_info;
 

@@ -107,8 +107,7 @@ static void raise_event(cc_context *context) {
     context->event_raised = true;
     uint64_t one = 1;
     ssize_t written;
-    do
-        written = write(context->event_write_fd, &one, sizeof one);
+    do written = write(context->event_write_fd, &one, sizeof one);
     while (written < 0 && errno == EINTR);
 }
 
@@ -141,6 +140,7 @@ bool cc__context_step(cc_context *context) {
         drain_links(context);
     }
     int64_t now = cc__now(&context->clock), next = cc__links_tick(links, now);
+    context->stepped_ns = now;
     drain_links(context);
     for (uint32_t i = 0; i < context->n_groups; i++) {
         int64_t deadline = cc__group_tick(context->groups[i], now);

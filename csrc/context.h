@@ -21,7 +21,8 @@ struct cc_context {
     cc__group *groups[CC_GROUPS_MAX];
     uint32_t n_groups;
     bool more; /* something stopped only for fairness */
-    int64_t next_ns;
+    int64_t next_ns;    /* when a step is due at the latest */
+    int64_t stepped_ns; /* when the last one was */
     uint64_t finished; /* operations, of all groups; what waiters look at */
     uint64_t epochs;
 
@@ -33,9 +34,9 @@ struct cc_context {
 
     /* progress.c */
     bool closed, closing, forked;
-    bool driving;        /* the token is taken */
-    bool token_wanted;   /* by a caller, from the progress thread */
-    uint32_t sleepers;   /* callers that wait for `changed` */
+    bool driving;      /* the token is taken */
+    bool token_wanted; /* by a caller, from the progress thread */
+    uint32_t sleepers; /* callers that wait for `changed` */
     bool has_thread, thread_idle;
     bool oversubscribed; /* more peers than cores on this host: yield instead of spinning */
     pthread_t thread;
@@ -62,6 +63,9 @@ void cc__lock(cc_context *context);
 void cc__unlock(cc_context *context);
 cc_status cc__progress_start(cc_context *context);
 void cc__progress_stop(cc_context *context); /* joins the thread; not under the lock */
+/* Under the lock, when nobody else drives any more: says BYE on all links and drives until what is
+ * queued has left, linger_ms at most. */
+void cc__progress_goodbye(cc_context *context);
 /* Under the lock: there is something to do, or to see, that whoever drives does not know of. */
 void cc__progress_kick(cc_context *context);
 /* Not under the lock. */

@@ -72,15 +72,21 @@ static void add_evidence(cc__group *group, const cc_peer_id *peer, cc_evidence_k
     group->report_due = true;
 }
 
+/* What a lane was doing: so that the coordinator can compare calls that never met. */
+static void freeze_lane(const cc__lane *lane, cc_lane_report *out) {
+    uint64_t posted = lane->posted > lane->done ? lane->posted : lane->done;
+    *out = (cc_lane_report){lane->index, lane->tally.committed, lane->done, posted, 0, {0}};
+    for (uint64_t sequence = lane->tally.committed + 1; sequence <= posted; sequence++) {
+        const cc__op *op = cc__lane_op(lane, sequence);
+        if (out->n_calls == CC_REPORT_CALLS_MAX) return;
+        out->calls[out->n_calls++] = op ? cc__signature_hash(&op->signature) : 0;
+    }
+}
+
 static void freeze(cc__group *group) {
     cc_report *report = &group->report;
-    for (uint32_t i = 0; i < CC_LANES_MAX; i++) {
-        const cc__lane *lane = group->lanes[i];
-        if (lane == NULL) continue;
-        uint64_t posted = lane->posted > lane->done ? lane->posted : lane->done;
-        report->lanes[report->n_lanes++] =
-            (cc_lane_report){i, lane->tally.committed, lane->done, posted};
-    }
+    for (uint32_t i = 0; i < CC_LANES_MAX; i++)
+        if (group->lanes[i]) freeze_lane(group->lanes[i], &report->lanes[report->n_lanes++]);
     const cc__lane *lane = group->lanes[0];
     const cc__op *op = lane ? cc__lane_op(lane, lane->posted) : NULL;
     if (op == NULL || op->request.kind != CC_BOUNDARY || op->epoch != group->epoch) return;
@@ -107,10 +113,8 @@ static void send_abort(cc__group *group, uint32_t member) {
     }
     uint8_t payload[CC__ABORT_BYTES];
     cc__abort_pack(&abort, payload);
-    cc__frame frame = {.type = CC__ABORT,
-                       .group = group->id,
-                       .epoch = group->epoch,
-                       .length = CC__ABORT_BYTES};
+    cc__frame frame = {
+        .type = CC__ABORT, .group = group->id, .epoch = group->epoch, .length = CC__ABORT_BYTES};
     cc__links_send(group->links, group->member_links[member], &frame, payload);
 }
 
@@ -123,6 +127,8 @@ void cc__group_seal(cc__group *group, cc_cause cause, const cc_peer_id *suspect,
     snprintf(group->report.detail, sizeof group->report.detail, "%s", detail);
     freeze(group);
     if (suspect) add_evidence(group, suspect, evidence);
+    for (uint32_t i = 0; i < group->size; i++)
+        if (group->gone[i]) add_evidence(group, &group->members[i].id, CC_EVIDENCE_GOODBYE);
     release_buffers(group);
     for (uint32_t i = 0; i < group->size; i++)
         if (i != group->me) send_abort(group, i);
@@ -143,10 +149,17 @@ static bool valid_record(const cc__group *group, const cc_epoch *record) {
         if (memchr(member->address, 0, sizeof member->address) == NULL) return false;
         if (memcmp(member->id.bytes, group->links->self.bytes, 16) == 0) found = true;
     }
+    uint32_t lanes = 0;
     for (uint32_t i = 0; i < record->n_lanes; i++) {
         const cc_outcome *outcome = &record->lanes[i];
         if (outcome->lane >= CC_LANES_MAX || outcome->committed > outcome->failed) return false;
+        const cc__lane *lane = group->lanes[outcome->lane];
+        if (lane && outcome->failed < lane->outcome.failed) return false; /* it went back */
+        lanes |= 1u << outcome->lane;
     }
+    const cc_report *report = &group->report;
+    for (uint32_t i = 0; i < report->n_lanes && report->epoch == group->epoch; i++)
+        if (!(lanes >> report->lanes[i].lane & 1)) return false; /* what this peer reported */
     return found;
 }
 
@@ -179,6 +192,7 @@ static cc_status set_lanes(cc__group *group, const cc_epoch *record, bool joiner
     for (uint32_t i = 0; i < record->n_lanes; i++) {
         cc__lane *lane = cc__lane_get(group, record->lanes[i].lane);
         if (lane == NULL) return CC_NO_MEMORY;
+        if (record->lanes[i].failed > lane->outcome.failed) lane->reason = group->reason;
         lane->outcome = record->lanes[i];
         if (joiner) lane->posted = lane->outcome.failed;
     }
@@ -230,14 +244,17 @@ cc_status cc__group_install(cc__group *group, const cc_epoch *record) {
     bool joiner = group->epoch == 0;
     release_buffers(group);
     group->epoch = record->epoch;
-    group->cause = record->cause;
-    group->lost = record->lost;
-    group->lost_rank = record->lost_rank;
+    group->reason = (cc__reason){.cause = record->cause,
+                                 .lost = record->lost,
+                                 .lost_rank = record->lost_rank,
+                                 .size = record->n_members,
+                                 .min_size = record->min_size};
+    snprintf(group->reason.detail, sizeof group->reason.detail, "%s",
+             record->detail ? record->detail : "");
     group->world = record->world;
     group->min_size = record->min_size;
-    snprintf(group->detail, sizeof group->detail, "%s", record->detail ? record->detail : "");
     if (record->cause == CC_CAUSE_BOUNDARY) group->joiners = 0;
-    group->report_due = false;
+    group->report_due = group->ready_due = false;
     cc_status status = set_members(group, record);
     if (status == CC_OK) status = set_lanes(group, record, joiner);
     if (status == CC_OK) status = connect_members(group);
@@ -270,7 +287,9 @@ void cc__group_end(cc__group *group, cc_status why, const char *message) {
         for (uint32_t slot = 0; lane && slot < CC_INFLIGHT_MAX; slot++) {
             cc__op *op = lane->ops[slot];
             if (op == NULL) continue;
-            bool left = op->request.flags & CC_LEAVE && op->sequence <= lane->tally.committed;
+            /* Told that it is no member any more, a leaver has what it asked for. */
+            bool left = op->request.flags & CC_LEAVE &&
+                        (why == CC_CLOSED || op->sequence <= lane->tally.committed);
             op->info.changed = left;
             cc__op_abandon(op, group->links, true);
             cc__lane_complete(group, lane, op, left ? CC_OK : why, left ? "" : message);
@@ -348,7 +367,8 @@ bool cc__group_pump(cc__group *group) {
 }
 
 int64_t cc__group_tick(cc__group *group, int64_t now) {
-    if (now < group->deadline_ns || group->state != CC__GROUP_ACTIVE) return group->deadline_ns;
+    if (group->state != CC__GROUP_ACTIVE) return CC__NEVER;
+    if (now < group->deadline_ns) return group->deadline_ns;
     group->deadline_ns = CC__NEVER;
     for (uint32_t i = 0; i < CC_LANES_MAX; i++) {
         const cc__lane *lane = group->lanes[i];

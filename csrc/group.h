@@ -31,13 +31,22 @@ typedef struct cc__seat {
     uint8_t *eager_bytes;               /* CC_EAGER_SLOTS * CC_EAGER_BYTES, when first needed */
 } cc__seat;
 
+/* Why operations failed that an epoch's record decided. */
+typedef struct cc__reason {
+    cc_cause cause;
+    cc_peer_id lost;
+    uint32_t lost_rank, size, min_size;
+    char detail[CC_DETAIL_MAX];
+} cc__reason;
+
 typedef struct cc__lane {
     uint32_t index;
     uint64_t posted, done;
-    cc_outcome outcome; /* of the last record */
-    cc__tally tally;    /* over the epoch's members */
-    uint64_t *voted;    /* its memory */
-    cc__seat **seats;   /* by member */
+    cc_outcome outcome;           /* of the last record */
+    cc__reason reason; /* of the record that decided `outcome.failed` */
+    cc__tally tally;              /* over the epoch's members */
+    uint64_t *voted;              /* its memory */
+    cc__seat **seats;             /* by member */
     cc__op *ops[CC_INFLIGHT_MAX]; /* open ones, by sequence */
     uint32_t n_open;
 } cc__lane;
@@ -52,10 +61,7 @@ typedef struct cc__group {
 
     /* the epoch */
     uint64_t epoch;
-    cc_cause cause;
-    cc_peer_id lost;
-    uint32_t lost_rank;
-    char detail[CC_DETAIL_MAX];
+    cc__reason reason;
     uint32_t world, min_size, size, me;
     cc_member *members;
     uint32_t *ranks;
@@ -127,8 +133,8 @@ void cc__lane_on_ready(cc__group *group, uint32_t member, const cc__frame *frame
 /* An operation has no more to do: the watermark rises, votes go out, what all voted for commits. */
 void cc__lane_advance(cc__group *group, cc__lane *lane);
 
-cc__op *cc__lane_op(const cc__lane *lane, uint64_t sequence);     /* open, or NULL */
-cc__seat *cc__lane_seat(cc__lane *lane, uint32_t member);         /* NULL: no memory */
+cc__op *cc__lane_op(const cc__lane *lane, uint64_t sequence); /* open, or NULL */
+cc__seat *cc__lane_seat(cc__lane *lane, uint32_t member);     /* NULL: no memory */
 const cc__notice *cc__lane_notice(const cc__lane *lane, uint32_t member, uint64_t sequence);
 /* The lane that a member's frame is about; NULL if it cannot be, or is a mismatch. */
 cc__lane *cc__lane_of_frame(cc__group *group, uint32_t member, const cc__frame *frame);

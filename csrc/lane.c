@@ -93,38 +93,34 @@ void cc__lane_activate(cc__group *group, cc__op *op) {
 }
 
 void cc__lane_complete(cc__group *group, cc__lane *lane, cc__op *op, cc_status status,
-                     const char *message) {
+                       const char *message) {
     cc__lane_deactivate(op);
     lane->ops[op->sequence % CC_INFLIGHT_MAX] = NULL;
     lane->n_open--;
     group->n_open--;
     group->finished++;
-    if (status == CC_PEER_LOST) {
-        op->info.lost = group->lost;
-        op->info.lost_rank = group->lost_rank;
-    }
     cc__op_finish(op, status, message);
 }
 
 /* Why an operation failed that the last record says has failed. */
-static cc_status failure(const cc__group *group, const cc__op *op, char *message) {
+static cc_status failure(const cc__reason *reason, const cc__op *op, char *message) {
     char what[160];
     cc__signature_text(&op->signature, what, sizeof what);
     unsigned long long number = (unsigned long long)op->sequence;
-    if (group->size < group->min_size) {
+    if (reason->size < reason->min_size) {
         snprintf(message, CC_MESSAGE_MAX,
                  "%s, operation %llu: only %u members are left and the group needs %u; its input "
                  "is intact; admit() waits for new members",
-                 what, number, group->size, group->min_size);
+                 what, number, reason->size, reason->min_size);
         return CC_GROUP_TOO_SMALL;
     }
-    switch (group->cause) {
+    switch (reason->cause) {
     case CC_CAUSE_MISMATCH:
-        snprintf(message, CC_MESSAGE_MAX, "peers called different operations: %s", group->detail);
+        snprintf(message, CC_MESSAGE_MAX, "peers called different operations: %s", reason->detail);
         return CC_MISMATCH;
     case CC_CAUSE_DEADLINE:
         snprintf(message, CC_MESSAGE_MAX, "%.100s, operation %llu: %.200s", what, number,
-                 group->detail);
+                 reason->detail);
         return CC_TIMED_OUT;
     case CC_CAUSE_LINK:
         snprintf(message, CC_MESSAGE_MAX,
@@ -136,14 +132,16 @@ static cc_status failure(const cc__group *group, const cc__op *op, char *message
         snprintf(message, CC_MESSAGE_MAX,
                  "%s, operation %llu: the peer of rank %u was lost; its input is intact; the next "
                  "call runs among the %u survivors",
-                 what, number, group->lost_rank, group->size);
+                 what, number, reason->lost_rank, reason->size);
         return CC_PEER_LOST;
     }
 }
 
 void cc__lane_fail_op(cc__group *group, cc__lane *lane, cc__op *op) {
     char message[CC_MESSAGE_MAX];
-    cc_status status = failure(group, op, message);
+    cc_status status = failure(&lane->reason, op, message);
+    op->info.lost = lane->reason.lost;
+    op->info.lost_rank = lane->reason.lost_rank;
     cc__lane_complete(group, lane, op, status, message);
 }
 
@@ -151,13 +149,25 @@ void cc__lane_fail_op(cc__group *group, cc__lane *lane, cc__op *op) {
 static void succeed(cc__group *group, cc__lane *lane, cc__op *op) {
     char message[CC_MESSAGE_MAX] = "";
     if (op->verdict == CC_GROUP_TOO_SMALL) {
-        failure(group, op, message);
+        failure(&group->reason, op, message);
     } else if (op->verdict == CC_PEER_LOST) {
+        op->info.lost_rank = op->request.root;
         snprintf(message, sizeof message,
                  "operation %llu: rank %u, its root, was lost; choose another root",
                  (unsigned long long)op->sequence, op->request.root);
     }
     cc__lane_complete(group, lane, op, op->verdict, message);
+}
+
+static void decide_committed(cc__group *group, cc__lane *lane, cc__op *op) {
+    if (!op->done) { /* no right coordinator says so: this peer never reported it as done */
+        cc__op_abandon(op, group->links, true);
+        cc__lane_complete(group, lane, op, CC_OUTCOME_UNKNOWN,
+                          "the coordinator committed an operation that this peer has not done");
+        return;
+    }
+    op->info.changed = op->request.kind == CC_BOUNDARY && group->reason.cause == CC_CAUSE_BOUNDARY;
+    succeed(group, lane, op);
 }
 
 void cc__lane_decide(cc__group *group, cc__lane *lane) {
@@ -167,9 +177,7 @@ void cc__lane_decide(cc__group *group, cc__lane *lane) {
         if (op == NULL) continue;
         switch (cc__fate_of(sequence, &lane->outcome)) {
         case CC__FATE_COMMITTED:
-            op->info.changed =
-                op->request.kind == CC_BOUNDARY && group->cause == CC_CAUSE_BOUNDARY;
-            succeed(group, lane, op);
+            decide_committed(group, lane, op);
             break;
         case CC__FATE_FAILED:
             cc__op_abandon(op, group->links, true);
@@ -238,7 +246,7 @@ void cc__lane_advance(cc__group *group, cc__lane *lane) {
 
 /* Seals if a member calls another operation by the same number. */
 bool cc__lane_same_call(cc__group *group, cc__lane *lane, uint32_t member, uint64_t sequence,
-                      const cc__signature *theirs) {
+                        const cc__signature *theirs) {
     const cc__op *op = cc__lane_op(lane, sequence);
     if (op == NULL || cc__signature_equal(&op->signature, theirs)) return true;
     char mine[96], other[96], detail[CC_DETAIL_MAX];
@@ -271,13 +279,14 @@ static void update_clear(cc__group *group, cc__lane *lane, uint32_t member) {
 cc__lane *cc__lane_of_frame(cc__group *group, uint32_t member, const cc__frame *frame) {
     cc__lane *lane = cc__lane_get(group, frame->lane);
     if (lane == NULL) return NULL;
-    bool possible = frame->sequence > 0 &&
-                    frame->sequence <= lane->tally.committed + CC_NOTICES_MAX;
+    bool possible =
+        frame->sequence > 0 && frame->sequence <= lane->tally.committed + CC_NOTICES_MAX;
     if (!possible) {
         cc__links_accuse(group->links, group->member_links[member]);
         return NULL;
     }
-    return cc__lane_same_call(group, lane, member, frame->sequence, &frame->signature) ? lane : NULL;
+    return cc__lane_same_call(group, lane, member, frame->sequence, &frame->signature) ? lane
+                                                                                       : NULL;
 }
 
 void cc__lane_on_vote(cc__group *group, uint32_t member, const cc__frame *frame) {
@@ -303,7 +312,7 @@ void cc__lane_on_ready(cc__group *group, uint32_t member, const cc__frame *frame
 }
 
 void cc__lane_send_ready(cc__group *group, const cc__op *op, uint32_t member) {
-    if (op->plan.eager || !group->installed[member] || !cc__op_receives_from(op, member)) return;
+    if (!group->installed[member] || !cc__op_announces_to(op, member)) return;
     cc__frame frame = {
         .type = CC__READY,
         .lane = (uint8_t)op->request.lane,
@@ -324,4 +333,3 @@ void cc__lane_greet(cc__group *group, cc__lane *lane, uint32_t member) {
     }
     update_clear(group, lane, member);
 }
-

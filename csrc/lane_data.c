@@ -28,7 +28,8 @@ void cc__group_on_want(cc__group *group, cc__channel *channel) {
     const cc__frame *frame = &channel->frame;
     int64_t member = cc__group_member(group, channel->link);
     bool current = group->state == CC__GROUP_ACTIVE && frame->epoch == group->epoch;
-    cc__lane *lane = member >= 0 && current ? cc__lane_of_frame(group, (uint32_t)member, frame) : NULL;
+    cc__lane *lane =
+        member >= 0 && current ? cc__lane_of_frame(group, (uint32_t)member, frame) : NULL;
     void *place = NULL, *owner = NULL;
     if (lane && frame->sequence > lane->done) {
         cc__op *op = cc__lane_op(lane, frame->sequence);
@@ -119,26 +120,26 @@ static void start(cc__group *group, cc__lane *lane, cc__op *op) {
         op->verdict = CC_GROUP_TOO_SMALL;
     else if (!root_is_there(group, &op->request))
         op->verdict = CC_PEER_LOST;
-    if (op->verdict != CC_OK) { /* nothing moves; it takes its number and its votes like any other */
-        op->done = true;
-        cc__lane_advance(group, lane);
-        return;
-    }
     uint32_t size = group->size;
     cc_algorithm algorithm = (cc_algorithm)op->signature.algorithm;
     if (algorithm == CC_AUTO)
         algorithm = cc__plan_choose(op->request.kind, size, op->request.count, op->element_bytes);
     op->signature.algorithm = (uint8_t)algorithm;
-    cc_status status = cc__op_start(op, size, group->me, group->ranks, group->world,
-                                    group->links->segment_bytes);
+    for (uint32_t i = 0; i < size; i++) {
+        const cc__notice *notice = i == group->me ? NULL : cc__lane_notice(lane, i, op->sequence);
+        if (notice && !cc__lane_same_call(group, lane, i, op->sequence, &notice->signature)) return;
+    }
+    if (op->verdict != CC_OK) {
+        op->done = true; /* nothing moves; it takes its number and its votes like any other */
+        cc__lane_advance(group, lane);
+        return;
+    }
+    cc_status status =
+        cc__op_start(op, size, group->me, group->ranks, group->world, group->links->segment_bytes);
     if (status != CC_OK) { /* this peer alone cannot go on: the others must not wait for it */
         cc__lane_complete(group, lane, op, status, "out of memory");
         cc__group_seal(group, CC_CAUSE_DEADLINE, NULL, 0, "a peer ran out of memory");
         return;
-    }
-    for (uint32_t i = 0; i < size; i++) {
-        const cc__notice *notice = i == group->me ? NULL : cc__lane_notice(lane, i, op->sequence);
-        if (notice && !cc__lane_same_call(group, lane, i, op->sequence, &notice->signature)) return;
     }
     cc__lane_activate(group, op);
     for (uint32_t i = 0; i < size; i++) {
@@ -161,6 +162,18 @@ static bool boundary_open(const cc__group *group) {
     const cc__lane *lane = group->lanes[0];
     const cc__op *op = lane && lane->n_open ? cc__lane_op(lane, lane->posted) : NULL;
     return op && op->request.kind == CC_BOUNDARY;
+}
+
+/* What must be equal on all members: fields that the operation does not use are left out. */
+static cc__signature signature_of(const cc_request *request) {
+    cc__signature signature = {.kind = (uint8_t)request->kind};
+    if (request->kind == CC_BARRIER || request->kind == CC_BOUNDARY) return signature;
+    signature.dtype = (uint8_t)request->dtype;
+    signature.algorithm = (uint8_t)request->algorithm;
+    signature.count = request->count;
+    if (request->kind == CC_ALL_REDUCE) signature.op = (uint8_t)request->op;
+    if (request->kind == CC_BROADCAST) signature.root = request->root;
+    return signature;
 }
 
 static cc_status may_post(const cc__group *group, const cc_request *request, const cc__lane *lane,
@@ -198,13 +211,9 @@ cc_status cc__group_post(cc__group *group, const cc_request *request, int64_t no
     if (status != CC_OK) return status;
     cc__op *op = cc__op_new(request, group->id, lane->posted + 1);
     if (op == NULL) return CC_NO_MEMORY;
-    op->signature = (cc__signature){.kind = (uint8_t)request->kind,
-                                    .dtype = (uint8_t)request->dtype,
-                                    .op = (uint8_t)request->op,
-                                    .algorithm = (uint8_t)request->algorithm,
-                                    .root = request->root,
-                                    .count = request->count};
-    if (request->timeout_ms >= 0) op->deadline_ns = now + request->timeout_ms * CC__MS;
+    op->signature = signature_of(request);
+    if (request->timeout_ms >= 0 && request->timeout_ms < (INT64_MAX - now) / CC__MS)
+        op->deadline_ns = now + request->timeout_ms * CC__MS;
     if (op->deadline_ns < group->deadline_ns) group->deadline_ns = op->deadline_ns;
     lane->posted++;
     lane->ops[op->sequence % CC_INFLIGHT_MAX] = op;

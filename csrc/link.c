@@ -85,7 +85,7 @@ static void start_payload(cc__links *links, cc__channel *channel, void *place, v
 }
 
 void cc__links_place(cc__links *links, cc__channel *channel, void *place, void *owner) {
-    if (channel->phase != CC__PHASE_WANT) return; /* the link broke in between */
+    if (channel->phase != CC__PHASE_WANT) return;      /* the link broke in between */
     if (place == NULL) channel->frame.type = CC__BEAT; /* nobody wants it: as if it were none */
     start_payload(links, channel, place, owner);
 }
@@ -116,8 +116,7 @@ static bool take_header(cc__links *links, cc__channel *channel, cc__link_event *
 static bool take_payload(cc__links *links, cc__channel *channel, cc__link_event *out) {
     channel->phase = CC__PHASE_IDLE;
     if (!note_frame(links, channel)) return false;
-    cc__link_event_kind kind =
-        channel->frame.type == CC__ABORT ? CC__LINK_FRAME : CC__LINK_PAYLOAD;
+    cc__link_event_kind kind = channel->frame.type == CC__ABORT ? CC__LINK_FRAME : CC__LINK_PAYLOAD;
     *out = (cc__link_event){kind, .link = channel->link, .channel = channel};
     return true;
 }
@@ -262,14 +261,31 @@ void cc__links_accuse(cc__links *links, cc__link *link) {
 
 void cc__links_flush(cc__links *links, cc__link *link) {
     cc__channel *control = &link->channels[0];
-    if (control->sending || link->queue_start == link->queue_end) return;
-    struct iovec iov = {link->queue + link->queue_start, link->queue_end - link->queue_start};
-    link->queue_start = link->queue_end = 0;
-    cc_status status = OPS(links)->send(links->transport, control->stream, &iov, 1);
-    if (status == CC_PENDING) {
+    while (!control->sending && link->queue_start < link->queue_end) {
+        size_t bytes = link->queue_end - link->queue_start;
+        if (bytes > CC_SEGMENT_MAX) bytes = CC_SEGMENT_MAX; /* as much as may be released */
+        struct iovec iov = {link->queue + link->queue_start, bytes};
+        link->queue_start += bytes;
+        if (OPS(links)->send(links->transport, control->stream, &iov, 1) == CC_OK) continue;
         control->sending = true;
-        OPS(links)->release(links->transport, control->stream); /* the queue is written again */
+        /* The queue is written again. */
+        OPS(links)->release(links->transport, control->stream, CC_RELEASE_SEND);
     }
+    if (link->queue_start == link->queue_end) link->queue_start = link->queue_end = 0;
+}
+
+void cc__links_goodbye(cc__links *links) {
+    cc__frame bye = {.type = CC__BYE};
+    for (cc__link *link = links->first, *next; link; link = next) {
+        next = link->next;
+        cc__links_send(links, link, &bye, NULL);
+    }
+}
+
+bool cc__links_drained(const cc__links *links) {
+    for (const cc__link *link = links->first; link; link = link->next)
+        if (link->queue_end > link->queue_start || link->channels[0].sending) return false;
+    return true;
 }
 
 static bool enqueue(cc__link *link, const struct iovec *iov, int count) {
@@ -305,13 +321,12 @@ void cc__links_send(cc__links *links, cc__link *link, const cc__frame *frame, co
     int count = frame->length ? 2 : 1;
     link->sent_ns = cc__now(&links->clock);
     if (control->sending) {
-        if (!enqueue(link, iov, count))
-            cc__links_break(links, link, CC_EVIDENCE_CLOSED, CC_BUSY);
+        if (!enqueue(link, iov, count)) cc__links_break(links, link, CC_EVIDENCE_CLOSED, CC_BUSY);
         return;
     }
     if (OPS(links)->send(links->transport, control->stream, iov, count) == CC_PENDING) {
         control->sending = true;
-        OPS(links)->release(links->transport, control->stream);
+        OPS(links)->release(links->transport, control->stream, CC_RELEASE_SEND);
     }
 }
 
@@ -356,7 +371,8 @@ void cc__links_release(cc__links *links, const void *owner) {
                 channel->frame.type = CC__BEAT;
             }
             if (out) channel->out_owner = NULL;
-            OPS(links)->release(links->transport, channel->stream);
+            int what = (in ? CC_RELEASE_RECV : 0) | (out ? CC_RELEASE_SEND : 0);
+            OPS(links)->release(links->transport, channel->stream, what);
         }
     }
     if (links->sent.owner == owner) links->sent.owner = NULL;
@@ -371,7 +387,7 @@ static void tick_link(cc__links *links, cc__link *link, int64_t now) {
         cc__frame beat = {.type = CC__BEAT};
         cc__links_send(links, link, &beat, NULL);
     }
-    if (!link->wanted || link->accused) return;
+    if (!link->wanted || link->accused || link->goodbye) return;
     int64_t silent = cc__watch_deadline(&link->watch, &links->detector);
     if (link->state != CC__LINK_UP) {
         int64_t connect_ns = links->timeouts.connect_ms * CC__MS;
@@ -387,7 +403,15 @@ static void tick_link(cc__links *links, cc__link *link, int64_t now) {
 int64_t cc__links_tick(cc__links *links, int64_t now) {
     if (now < links->next_tick_ns) return links->next_tick_ns;
     cc__detector_tick(&links->detector, now);
-    for (cc__link *link = links->first; link; link = link->next) tick_link(links, link, now);
+    for (cc__link *link = links->first, *next; link; link = next) {
+        next = link->next;
+        tick_link(links, link, now);
+        cc__links_probe_again(links, link, now);
+        bool stranger = link->state == CC__LINK_BROKEN && !link->wanted && !link->in_pending;
+        if (stranger) cc__links_drop(links, link); /* it came, was never needed, and went */
+    }
     links->next_tick_ns = now + links->timeouts.beat_ms * CC__MS / 2;
+    for (const cc__link *link = links->first; link; link = link->next)
+        if (link->probe_ns < links->next_tick_ns) links->next_tick_ns = link->probe_ns;
     return links->next_tick_ns;
 }

@@ -31,7 +31,7 @@ typedef struct cc__channel {
     bool open;        /* the handshake is over */
     uint8_t phase;    /* of receiving: see link.c */
     uint8_t in_header[CC_HEADER_BYTES];
-    cc__frame frame;  /* the last one received; its payload is at `place` */
+    cc__frame frame; /* the last one received; its payload is at `place` */
     void *place;
     void *in_owner;   /* whose memory `place` is; NULL: this channel's scratch */
     uint8_t *scratch; /* room for the longest payload */
@@ -65,6 +65,8 @@ struct cc__link {
     cc__channel channels[CC_STREAMS_MAX + 1];
     uint32_t next_bulk; /* where the search for an idle bulk stream starts */
     cc_stream probe;    /* asks whether a peer whose link broke still listens */
+    int64_t probe_ns;  /* when to ask again; CC__NEVER: not */
+    int64_t broken_ns; /* since when it is BROKEN */
     uint8_t *queue;     /* control frames that wait for the socket */
     size_t queue_start, queue_end, queue_capacity;
     cc__watch watch;
@@ -111,10 +113,10 @@ typedef struct cc__links {
     uint64_t nonce;
     cc__link *first;
     uint32_t count;
-    cc__channel *by_stream[256]; /* chained hash */
+    cc__channel *by_stream[256];             /* chained hash */
     cc__channel *resume_first, *resume_last; /* stopped for fairness, not for want of data */
     uint32_t n_resuming;
-    cc__link *pending_first, *pending_last;  /* with events to be taken out */
+    cc__link *pending_first, *pending_last; /* with events to be taken out */
     cc__channel *current;
     int budget;
     cc__link_event sent; /* of the last fed event; kind 0: none */
@@ -122,7 +124,11 @@ typedef struct cc__links {
 } cc__links;
 
 void cc__links_start(cc__links *links, cc_transport *transport, const cc_options *options);
-/* Says BYE on every link that is up and closes all: orderly, or at once with `abort`. */
+/* Says BYE on every link that is up. */
+void cc__links_goodbye(cc__links *links);
+/* Whether nothing is queued any more. */
+bool cc__links_drained(const cc__links *links);
+/* Closes all links: orderly, or at once with `abort`. */
 void cc__links_stop(cc__links *links, bool abort);
 
 cc__link *cc__links_find(cc__links *links, const cc_peer_id *id);

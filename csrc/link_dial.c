@@ -9,6 +9,7 @@
 #include <string.h>
 
 #define OPS(links) ((links)->transport->ops)
+#define PROBE_AGAIN_NS (5 * CC__MS)
 
 /* Rises with every dial, so that a listener can tell a stale one from the one that replaces it. */
 static uint64_t next_nonce(cc__links *links) {
@@ -79,7 +80,9 @@ static void probe(cc__links *links, cc__link *link) {
     if (status != CC_OK) link->probe = CC_STREAM_NONE;
 }
 
-void cc__links_break(cc__links *links, cc__link *link, cc_evidence_kind evidence, cc_status status) {
+void cc__links_break(cc__links *links, cc__link *link, cc_evidence_kind evidence,
+                     cc_status status) {
+    if (link->state != CC__LINK_BROKEN) link->broken_ns = cc__now(&links->clock);
     bool ask = evidence == CC_EVIDENCE_CLOSED && link->wanted;
     close_channels(links, link, false);
     link->state = CC__LINK_BROKEN;
@@ -92,11 +95,27 @@ void cc__links_break(cc__links *links, cc__link *link, cc_evidence_kind evidence
     if (ask) probe(links, link);
 }
 
+/* A dying process closes its connections before its listener: a quick probe is neither answered nor
+ * refused, but reset. It is asked again until that tells, or silence has. */
+static void ask_later(cc__links *links, cc__link *link) {
+    int64_t now = cc__now(&links->clock);
+    if (now - link->broken_ns > links->timeouts.dead_ms * CC__MS) return;
+    link->probe_ns = now + PROBE_AGAIN_NS;
+    if (link->probe_ns < links->next_tick_ns) links->next_tick_ns = link->probe_ns;
+}
+
+void cc__links_probe_again(cc__links *links, cc__link *link, int64_t now) {
+    if (now < link->probe_ns) return;
+    link->probe_ns = CC__NEVER;
+    if (link->state == CC__LINK_BROKEN && link->wanted) probe(links, link);
+}
+
 static cc__link *new_link(cc__links *links, const cc_peer_id *id) {
     if (links->count >= CC_LINKS_MAX) return NULL;
     cc__link *link = calloc(1, sizeof *link);
     if (link == NULL) return NULL;
     link->id = *id;
+    link->probe_ns = CC__NEVER;
     for (uint32_t i = 0; i <= CC_STREAMS_MAX; i++) {
         link->channels[i].link = link;
         link->channels[i].index = i;
@@ -141,6 +160,7 @@ cc__link *cc__links_want(cc__links *links, const cc_member *member, uint32_t sel
     cc__watch_heard(&link->watch, &links->detector, link->since_ns);
     bool connected = link->state == CC__LINK_UP || link->state == CC__LINK_DIALING;
     if (link->dials && !connected) dial(links, link);
+    if (!link->dials && link->state == CC__LINK_BROKEN) probe(links, link);
     return link;
 }
 
@@ -197,7 +217,8 @@ static void channel_is_open(cc__links *links, cc__channel *channel) {
 void cc__links_on_connected(cc__links *links, cc_stream stream) {
     for (cc__link *link = links->first; link; link = link->next) {
         if (link->probe != stream) continue;
-        OPS(links)->close(links->transport, stream, 0); /* it lives: CLOSED is all there is to say */
+        OPS(links)->close(links->transport, stream,
+                          0); /* it lives: CLOSED is all there is to say */
         link->probe = CC_STREAM_NONE;
         return;
     }
@@ -247,7 +268,11 @@ void cc__links_on_closed(cc__links *links, cc_stream stream, cc_status status) {
         if (link->probe != stream) continue;
         OPS(links)->close(links->transport, stream, 0);
         link->probe = CC_STREAM_NONE;
-        if (link->state != CC__LINK_BROKEN || !link->wanted || !proves_death(status)) return;
+        if (link->state != CC__LINK_BROKEN || !link->wanted) return;
+        if (!proves_death(status)) {
+            ask_later(links, link);
+            return;
+        }
         link->told_evidence = true;
         link->more_evidence = CC_EVIDENCE_REFUSED;
         cc__links_tell(links, link);
@@ -265,12 +290,7 @@ void cc__links_on_closed(cc__links *links, cc_stream stream, cc_status status) {
 }
 
 void cc__links_stop(cc__links *links, bool abort) {
-    for (cc__link *link = links->first; link; link = link->next) {
-        if (link->state == CC__LINK_UP && !abort) {
-            cc__frame bye = {.type = CC__BYE};
-            cc__links_send(links, link, &bye, NULL);
-        }
+    for (cc__link *link = links->first; link; link = link->next)
         close_channels(links, link, !abort);
-    }
     while (links->first) cc__links_drop(links, links->first);
 }

@@ -75,14 +75,16 @@ static void free_parts(cc__op *op) {
     op->stage = NULL;
 }
 
-/* Rows of an all_gather that no member fills. */
-static void zero_missing_rows(const cc__op *op, uint32_t size, const uint32_t *ranks,
-                              uint32_t world) {
+/* Notes the ranks without a member; the rows of an all_gather that they would fill are zeros. */
+static void note_missing(cc__op *op, uint32_t size, const uint32_t *ranks, uint32_t world) {
     uint64_t row = op->request.count * op->element_bytes;
     for (uint32_t rank = 0, i = 0; rank < world; rank++) {
-        if (i < size && ranks[i] == rank)
+        if (i < size && ranks[i] == rank) {
             i++;
-        else
+            continue;
+        }
+        op->info.missing[rank / 8] |= (uint8_t)(1u << rank % 8);
+        if (op->request.kind == CC_ALL_GATHER && row > 0)
             memset((uint8_t *)op->request.out + rank * row, 0, row);
     }
 }
@@ -114,15 +116,19 @@ cc_status cc__op_start(cc__op *op, uint32_t size, uint32_t me, const uint32_t *r
         free_parts(op);
         return status;
     }
-    if (request->kind == CC_ALL_GATHER) zero_missing_rows(op, size, ranks, world);
+    if (size != world) note_missing(op, size, ranks, world);
     op->started = true;
     return CC_OK;
 }
 
-bool cc__op_receives_from(const cc__op *op, uint32_t member) {
-    for (uint32_t i = 0; i < op->plan.n_moves; i++)
-        if (is_receive(&op->plan.moves[i]) && op->plan.moves[i].peer == member) return true;
-    return false;
+bool cc__op_announces_to(const cc__op *op, uint32_t member) {
+    bool sends = false, receives = false;
+    for (uint32_t i = 0; i < op->plan.n_moves; i++) {
+        if (op->plan.moves[i].peer != member) continue;
+        sends |= op->plan.moves[i].kind == CC__SEND;
+        receives |= is_receive(&op->plan.moves[i]);
+    }
+    return op->plan.eager ? receives && !sends : receives || sends;
 }
 
 /* ---- segments ----------------------------------------------------------------------------- */
@@ -132,7 +138,7 @@ static uint8_t *at(const cc__op *op, cc__place place, uint64_t offset) {
         const void *from;
         uint8_t *to;
     } in = {op->request.in}; /* only ever read through */
-    uint8_t *base = place.area == CC__IN ? in.to
+    uint8_t *base = place.area == CC__IN    ? in.to
                     : place.area == CC__OUT ? (uint8_t *)op->request.out
                                             : op->stage;
     return base + place.offset + offset;

@@ -22,10 +22,10 @@ typedef enum cc__segment {
 } cc__segment;
 
 typedef struct cc__move_state {
-    uint64_t done;      /* receives and local moves: every byte below is complete; sends: how many
+    uint64_t done;     /* receives and local moves: every byte below is complete; sends: how many
                            bytes are sent */
-    uint64_t next;      /* sends: the first byte that was not handed to a stream */
-    uint8_t *segments;  /* receives: cc__segment of each */
+    uint64_t next;     /* sends: the first byte that was not handed to a stream */
+    uint8_t *segments; /* receives: cc__segment of each */
     uint64_t n_segments;
 } cc__move_state;
 
@@ -71,8 +71,10 @@ void cc__op_unref(cc__op *op);
 cc_status cc__op_start(cc__op *op, uint32_t size, uint32_t me, const uint32_t *ranks,
                        uint32_t world, uint32_t segment_bytes);
 
-/* Whether the plan receives from a member: it then has to hear that we are ready. */
-bool cc__op_receives_from(const cc__op *op, uint32_t member);
+/* Whether a member has to hear that this operation was posted, by a frame of its own: it is a
+ * neighbour in the plan, and no eager data tells it anyway. Neighbours in either direction, so that
+ * two different calls meet even if neither plan sends anything. */
+bool cc__op_announces_to(const cc__op *op, uint32_t member);
 
 /* Where the payload of a frame goes. CC_PROTOCOL: the plan expects no such payload. *place NULL:
  * to the channel's scratch. */

@@ -47,7 +47,7 @@ static void sleep_on(cc_context *context, pthread_cond_t *condition, int64_t dur
 static void wait_transport(cc_context *context, int64_t timeout_ns) {
     pthread_mutex_unlock(&context->lock);
     for (int i = 0; i < 1000 && atomic_load(&context->wanting) > 0; i++) sched_yield();
-    if (timeout_ns == 0 && context->oversubscribed) sched_yield();
+    if (timeout_ns == 0) sched_yield();
     context->transport->ops->wait(context->transport, timeout_ns);
     pthread_mutex_lock(&context->lock);
 }
@@ -90,8 +90,8 @@ cc_status cc__progress_wait(cc_context *context, cc_work *work, int64_t timeout_
     if (context->forked) return CC_CLOSED;
     if (timeout_ms <= 0 || context->options.manual) return CC_PENDING;
     int64_t now = cc__now(&context->clock);
-    int64_t deadline_ns = timeout_ms < INT64_MAX / (2 * CC__MS) ? now + timeout_ms * CC__MS
-                                                                 : CC__NEVER;
+    int64_t deadline_ns =
+        timeout_ms < INT64_MAX / (2 * CC__MS) ? now + timeout_ms * CC__MS : CC__NEVER;
     cc__lock(context);
     while (!complete(work) && !context->closed && now < deadline_ns) {
         if (!context->driving) {
@@ -115,7 +115,9 @@ static void *progress_thread(void *argument) {
     cc_context *context = argument;
     pthread_mutex_lock(&context->lock);
     while (!context->closed) {
-        if (!context->driving && context->sleepers == 0) {
+        bool neglected = cc__now(&context->clock) - context->stepped_ns >= IDLE_NS / 2;
+        bool wanted = neglected || cc__context_has_work(context);
+        if (!context->driving && context->sleepers == 0 && wanted) {
             context->driving = true;
             context->token_wanted = false;
             wait_transport(context, 0);
@@ -172,6 +174,17 @@ void cc__progress_stop(cc_context *context) {
     cc__unlock(context);
     if (context->has_thread) pthread_join(context->thread, NULL);
     context->has_thread = false;
+}
+
+void cc__progress_goodbye(cc_context *context) {
+    int64_t end = cc__now(&context->clock) + context->options.timeouts.linger_ms * CC__MS;
+    cc__links_goodbye(&context->links);
+    for (int64_t now = 0; !cc__links_drained(&context->links) && now < end;) {
+        if (context->options.manual) return; /* nobody lets time pass meanwhile */
+        wait_transport(context, until(cc__now(&context->clock), end, CC__MS));
+        cc__context_step(context);
+        now = cc__now(&context->clock);
+    }
 }
 
 /* ---- fork --------------------------------------------------------------------------------- */

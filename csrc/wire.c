@@ -97,6 +97,20 @@ cc_status cc__abort_unpack(const uint8_t in[CC__ABORT_BYTES], cc__abort_payload 
     return CC_OK;
 }
 
+static uint64_t mix(uint64_t z) { /* the finaliser of splitmix64, Steele et al. 2014 */
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    return z ^ (z >> 31);
+}
+
+uint64_t cc__signature_hash(const cc__signature *signature) {
+    uint64_t what = (uint64_t)signature->kind << 56 | (uint64_t)signature->dtype << 48 |
+                    (uint64_t)signature->op << 40 | (uint64_t)signature->algorithm << 32 |
+                    signature->root;
+    uint64_t hash = mix(mix(what + 1) ^ signature->count);
+    return hash ? hash : 1;
+}
+
 int cc__signature_equal(const cc__signature *a, const cc__signature *b) {
     return a->kind == b->kind && a->dtype == b->dtype && a->op == b->op &&
            a->algorithm == b->algorithm && a->root == b->root && a->count == b->count;
@@ -107,8 +121,8 @@ static const char *name_of(const char *const *names, size_t count, uint8_t value
 }
 
 void cc__signature_text(const cc__signature *signature, char *out, size_t size) {
-    static const char *const kinds[] = {0, "all_reduce", "broadcast", "all_gather", "barrier",
-                                        "admit"};
+    static const char *const kinds[] = {0,         "all_reduce", "broadcast", "all_gather",
+                                        "barrier", "admit"};
     static const char *const dtypes[] = {0, "float32", "float64", "int32", "int64", "bfloat16"};
     static const char *const ops[] = {0, "sum", "avg", "min", "max"};
     static const char *const algorithms[] = {"auto", "ring", "recursive_doubling", "direct"};

@@ -28,6 +28,8 @@ typedef struct cc__signature {
     uint64_t count;
 } cc__signature;
 
+/* A number that differs where signatures differ, but for one chance in 2^64. Never 0. */
+uint64_t cc__signature_hash(const cc__signature *signature);
 int cc__signature_equal(const cc__signature *a, const cc__signature *b);
 /* "all_reduce(float32, sum, count=12)" to `out`. Any bytes are fine: it may come off the wire. */
 void cc__signature_text(const cc__signature *signature, char *out, size_t size);

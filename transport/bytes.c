@@ -59,32 +59,25 @@ void cc__tcp_flush(tcp *tcp, tcp_stream *stream) {
     size_t hello = stream->hello_out_bytes - stream->hello_out_at;
     struct iovec iov[3];
     int count = 0;
-    if (!tcp_can_write(stream))
-        return;
-    if (hello)
-        iov[count++] = (struct iovec){stream->hello_out + stream->hello_out_at, hello};
+    if (!tcp_can_write(stream)) return;
+    if (hello) iov[count++] = (struct iovec){stream->hello_out + stream->hello_out_at, hello};
     for (int i = 0; i < 2 && stream->out_bytes; i++)
-        if (stream->out[i].iov_len)
-            iov[count++] = stream->out[i];
+        if (stream->out[i].iov_len) iov[count++] = stream->out[i];
     size_t asked = limit_iov(iov, &count, tcp->io_max);
     struct msghdr message = {.msg_iov = iov, .msg_iovlen = (size_t)count};
     ssize_t moved;
-    do
-        moved = sendmsg(stream->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    do moved = sendmsg(stream->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
     while (moved < 0 && errno == EINTR);
     if (moved < 0) {
         stream->writable = 0;
-        if (!cc__tcp_again(errno))
-            write_failed(tcp, stream);
+        if (!cc__tcp_again(errno)) write_failed(tcp, stream);
         return;
     }
     size_t bytes = (size_t)moved;
-    if (bytes < asked)
-        stream->writable = 0;
+    if (bytes < asked) stream->writable = 0;
     size_t part = bytes < hello ? bytes : hello;
     stream->hello_out_at += part;
-    if (!stream->out_bytes)
-        return;
+    if (!stream->out_bytes) return;
     advance_out(stream, bytes - part);
     tcp->sent_bytes += bytes - part;
     if (stream->out_bytes == 0) {
@@ -93,10 +86,9 @@ void cc__tcp_flush(tcp *tcp, tcp_stream *stream) {
     }
 }
 
-cc_status cc__tcp_release(tcp *tcp, tcp_stream *stream) {
-    if (stream->receiving)
-        stream->scrap = 1;
-    if (!stream->sending || stream->copy || stream->out_bytes == 0)
+cc_status cc__tcp_release(tcp *tcp, tcp_stream *stream, int what) {
+    if ((what & CC_RELEASE_RECV) && stream->receiving) stream->scrap = 1;
+    if (!(what & CC_RELEASE_SEND) || !stream->sending || stream->copy || stream->out_bytes == 0)
         return CC_OK;
     stream->copy = malloc(stream->out_bytes);
     if (!stream->copy) {
@@ -104,8 +96,7 @@ cc_status cc__tcp_release(tcp *tcp, tcp_stream *stream) {
         return CC_NO_MEMORY;
     }
     size_t first = stream->out[0].iov_len;
-    if (first)
-        memcpy(stream->copy, stream->out[0].iov_base, first);
+    if (first) memcpy(stream->copy, stream->out[0].iov_base, first);
     if (stream->out[1].iov_len)
         memcpy(stream->copy + first, stream->out[1].iov_base, stream->out[1].iov_len);
     stream->out[0] = (struct iovec){stream->copy, stream->out_bytes};
@@ -124,13 +115,11 @@ static void end_of_reading(tcp_stream *stream, int error) {
 static ssize_t read_into(tcp *tcp, tcp_stream *stream, struct iovec *iov, int count) {
     size_t asked = limit_iov(iov, &count, tcp->io_max);
     ssize_t moved;
-    do
-        moved = readv(stream->fd, iov, count);
+    do moved = readv(stream->fd, iov, count);
     while (moved < 0 && errno == EINTR);
     if (moved > 0) {
         tcp->received_bytes += (size_t)moved;
-        if ((size_t)moved < asked && !stream->hangup)
-            stream->readable = 0;
+        if ((size_t)moved < asked && !stream->hangup) stream->readable = 0;
     } else if (moved < 0 && cc__tcp_again(errno)) {
         stream->readable = stream->hangup = 0;
     } else {
@@ -142,39 +131,32 @@ static ssize_t read_into(tcp *tcp, tcp_stream *stream, struct iovec *iov, int co
 void cc__tcp_take_ahead(tcp_stream *stream) {
     size_t have = stream->ahead_end - stream->ahead_begin;
     size_t part = have < stream->want ? have : stream->want;
-    if (part == 0)
-        return;
+    if (part == 0) return;
     if (!stream->scrap) {
         memcpy(stream->place, stream->ahead + stream->ahead_begin, part);
         stream->place += part;
     }
     stream->want -= part;
     stream->ahead_begin += part;
-    if (stream->ahead_begin == stream->ahead_end)
-        stream->ahead_begin = stream->ahead_end = 0;
+    if (stream->ahead_begin == stream->ahead_end) stream->ahead_begin = stream->ahead_end = 0;
 }
 
 void cc__tcp_fill(tcp *tcp, tcp_stream *stream) {
     struct iovec iov[2];
     int count = 0;
-    if (!tcp_can_read(stream))
-        return;
+    if (!tcp_can_read(stream)) return;
     size_t want = stream->want;
-    if (stream->scrap && want > TCP_SCRAP_BYTES)
-        want = TCP_SCRAP_BYTES;
-    if (want)
-        iov[count++] = (struct iovec){stream->scrap ? tcp->scrap : stream->place, want};
+    if (stream->scrap && want > TCP_SCRAP_BYTES) want = TCP_SCRAP_BYTES;
+    if (want) iov[count++] = (struct iovec){stream->scrap ? tcp->scrap : stream->place, want};
     /* With a recv pending the read-ahead is empty: the recv has taken it. */
     if (want == stream->want && stream->ahead_end < stream->ahead_max)
         iov[count++] = (struct iovec){stream->ahead + stream->ahead_end,
                                       stream->ahead_max - stream->ahead_end};
     ssize_t moved = read_into(tcp, stream, iov, count);
-    if (moved <= 0)
-        return;
+    if (moved <= 0) return;
     size_t part = (size_t)moved < want ? (size_t)moved : want;
     stream->want -= part;
-    if (part && !stream->scrap)
-        stream->place += part;
+    if (part && !stream->scrap) stream->place += part;
     stream->ahead_end += (size_t)moved - part;
 }
 
@@ -182,8 +164,7 @@ void cc__tcp_fill(tcp *tcp, tcp_stream *stream) {
 static void peek(tcp_stream *stream) {
     uint8_t byte;
     ssize_t moved;
-    do
-        moved = recv(stream->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+    do moved = recv(stream->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
     while (moved < 0 && errno == EINTR);
     if (moved > 0)
         stream->peeked = 1;
@@ -206,8 +187,7 @@ void cc__tcp_move(tcp *tcp, tcp_stream *stream) {
         stream->receiving = 0;
         cc__tcp_raise(tcp, stream, TCP_RECEIVED);
     }
-    if (tcp_can_peek(stream))
-        peek(stream);
+    if (tcp_can_peek(stream)) peek(stream);
     if (tcp_is_over(stream))
         cc__tcp_die(tcp, stream, stream->why);
     else

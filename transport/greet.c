@@ -23,14 +23,11 @@ static int watch(tcp *tcp, tcp_stream *stream) {
 cc_status cc__tcp_dial(tcp *tcp, const char *address, const cc_hello *hello, cc_stream *out) {
     cc__address to;
     int fd, failed;
-    if (cc__address_parse(address, &to) != CC_OK || cc__address_port(&to) == 0)
-        return CC_INVALID;
+    if (cc__address_parse(address, &to) != CC_OK || cc__address_port(&to) == 0) return CC_INVALID;
     cc_status status = cc__socket_dial(&to, &tcp->sockets, &fd, &failed);
-    if (status != CC_OK)
-        return status;
+    if (status != CC_OK) return status;
     tcp_stream *stream = cc__tcp_add(tcp, fd, TCP_DIALLING);
-    if (!stream)
-        return CC_NO_MEMORY;
+    if (!stream) return CC_NO_MEMORY;
     stream->hello = *hello;
     *out = stream->number;
     if (failed) {
@@ -48,8 +45,7 @@ cc_status cc__tcp_dial(tcp *tcp, const char *address, const cc_hello *hello, cc_
 static void finish_dial(tcp *tcp, tcp_stream *stream) {
     int error = 0;
     socklen_t bytes = sizeof error;
-    if (!stream->writable && !stream->hangup)
-        return;
+    if (!stream->writable && !stream->hangup) return;
     getsockopt(stream->fd, SOL_SOCKET, SO_ERROR, &error, &bytes);
     if (!error && cc__socket_is_self_connected(stream->fd))
         error = ECONNREFUSED; /* nobody listens there but ourselves, by chance */
@@ -67,12 +63,9 @@ static void finish_dial(tcp *tcp, tcp_stream *stream) {
 static int read_hello(tcp *tcp, tcp_stream *stream, int *error) {
     size_t left = CC__HELLO_BYTES - stream->hello_in_bytes;
     ssize_t moved;
-    if (!stream->readable)
-        return 0;
-    if (tcp->io_max && left > tcp->io_max)
-        left = tcp->io_max;
-    do
-        moved = read(stream->fd, stream->hello_in + stream->hello_in_bytes, left);
+    if (!stream->readable) return 0;
+    if (tcp->io_max && left > tcp->io_max) left = tcp->io_max;
+    do moved = read(stream->fd, stream->hello_in + stream->hello_in_bytes, left);
     while (moved < 0 && errno == EINTR);
     *error = moved < 0 ? errno : 0;
     if (moved > 0)
@@ -96,8 +89,7 @@ static void ask(tcp *tcp, tcp_stream *stream) {
         cc__tcp_die(tcp, stream, CC_PROTOCOL);
         return;
     }
-    if (stream->hello_in_bytes < CC__HELLO_BYTES)
-        return;
+    if (stream->hello_in_bytes < CC__HELLO_BYTES) return;
     status = cc__hello_confirm(&stream->hello, stream->hello_in);
     if (status == CC_OK)
         cc__tcp_open_up(tcp, stream, TCP_CONNECTED);
@@ -108,8 +100,7 @@ static void ask(tcp *tcp, tcp_stream *stream) {
 /* ---- the accepting side ----------------------------------------------------------------------- */
 
 static void forget(tcp *tcp, tcp_stream *stream) {
-    if (stream->state == TCP_GREETING)
-        tcp->bad_connections++;
+    if (stream->state == TCP_GREETING) tcp->bad_connections++;
     cc__tcp_drop(tcp, stream);
 }
 
@@ -117,8 +108,7 @@ static void welcome(tcp *tcp, int fd) {
     while (tcp->half_open_count >= CC_HALF_OPEN_MAX)
         forget(tcp, TCP_STREAM_OF(tcp->half_open.next, timed));
     tcp_stream *stream = cc__tcp_add(tcp, fd, TCP_GREETING);
-    if (!stream)
-        return;
+    if (!stream) return;
     stream->writable = 1;
     if (watch(tcp, stream)) {
         cc__tcp_drop(tcp, stream);
@@ -181,8 +171,7 @@ static void greet(tcp *tcp, tcp_stream *stream) {
 /* ---- turns ------------------------------------------------------------------------------------ */
 
 void cc__tcp_greet(tcp *tcp, tcp_stream *stream) {
-    if (stream->state == TCP_DIALLING)
-        finish_dial(tcp, stream);
+    if (stream->state == TCP_DIALLING) finish_dial(tcp, stream);
     if (stream->state == TCP_ASKING)
         ask(tcp, stream);
     else if (stream->state == TCP_GREETING)
@@ -195,8 +184,7 @@ static void expire(tcp *tcp, tcp_node *list, int64_t now) {
         tcp_stream *stream = TCP_STREAM_OF(node, timed);
         next = node->next;
         if (stream->deadline > now) {
-            if (stream->deadline < tcp->next_deadline)
-                tcp->next_deadline = stream->deadline;
+            if (stream->deadline < tcp->next_deadline) tcp->next_deadline = stream->deadline;
         } else if (stream->state == TCP_DIALLING || stream->state == TCP_ASKING) {
             cc__tcp_die(tcp, stream, CC_TIMED_OUT);
         } else {

@@ -14,14 +14,12 @@
 static const uint8_t magic[4] = {'C', 'C', 'H', 'I'};
 
 static void put(uint8_t *out, int bytes, uint64_t value) {
-    for (int i = 0; i < bytes; i++)
-        out[i] = (uint8_t)(value >> (8 * i));
+    for (int i = 0; i < bytes; i++) out[i] = (uint8_t)(value >> (8 * i));
 }
 
 static uint64_t get(const uint8_t *in, int bytes) {
     uint64_t value = 0;
-    for (int i = 0; i < bytes; i++)
-        value |= (uint64_t)in[i] << (8 * i);
+    for (int i = 0; i < bytes; i++) value |= (uint64_t)in[i] << (8 * i);
     return value;
 }
 
@@ -31,8 +29,7 @@ static int same_id(const cc_peer_id *a, const cc_peer_id *b) {
 
 static int same_token(const uint8_t a[16], const uint8_t b[16]) {
     uint8_t difference = 0;
-    for (int i = 0; i < 16; i++)
-        difference |= a[i] ^ b[i];
+    for (int i = 0; i < 16; i++) difference |= a[i] ^ b[i];
     return difference == 0;
 }
 
@@ -54,10 +51,8 @@ void cc__hello_pack(const cc_hello *hello, cc__hello_role role, cc_status status
 
 cc_status cc__hello_check_prefix(const uint8_t *in, size_t bytes) {
     size_t known = bytes < sizeof magic ? bytes : sizeof magic;
-    if (memcmp(in, magic, known) != 0)
-        return CC_INVALID;
-    if (bytes < CC__HELLO_PREFIX_BYTES)
-        return CC_PENDING;
+    if (memcmp(in, magic, known) != 0) return CC_INVALID;
+    if (bytes < CC__HELLO_PREFIX_BYTES) return CC_PENDING;
     return get(in + 4, 4) == CC_PROTOCOL_VERSION ? CC_OK : CC_PROTOCOL;
 }
 
@@ -67,11 +62,9 @@ cc_status cc__hello_unpack(const uint8_t in[CC__HELLO_BYTES], cc__hello_role rol
         get(in + 20, 4) != 0)
         return CC_PROTOCOL;
     uint64_t said = get(in + 10, 2);
-    if (said != CC_OK &&
-        (role == CC__HELLO_DIAL || (said != CC_EVICTED && said != CC_PROTOCOL)))
+    if (said != CC_OK && (role == CC__HELLO_DIAL || (said != CC_EVICTED && said != CC_PROTOCOL)))
         return CC_PROTOCOL;
-    if (status)
-        *status = (cc_status)said;
+    if (status) *status = (cc_status)said;
     out->stream = (uint16_t)get(in + 12, 2);
     out->streams = (uint16_t)get(in + 14, 2);
     out->segment_bytes = (uint32_t)get(in + 16, 4);
@@ -83,10 +76,8 @@ cc_status cc__hello_unpack(const uint8_t in[CC__HELLO_BYTES], cc__hello_role rol
 }
 
 cc_status cc__hello_judge(const cc__hello_rules *rules, const cc_hello *dial) {
-    if (!rules->has_token || !same_token(rules->token, dial->token))
-        return CC_EVICTED;
-    if (!same_id(&rules->id, &dial->to))
-        return CC_EVICTED;
+    if (!rules->has_token || !same_token(rules->token, dial->token)) return CC_EVICTED;
+    if (!same_id(&rules->id, &dial->to)) return CC_EVICTED;
     if (dial->streams != rules->streams || dial->stream > dial->streams ||
         dial->segment_bytes != rules->segment_bytes)
         return CC_PROTOCOL;
@@ -114,10 +105,8 @@ void cc__hello_answer(const cc__hello_rules *rules, const cc_hello *dial, cc_sta
 cc_status cc__hello_confirm(const cc_hello *dial, const uint8_t in[CC__HELLO_BYTES]) {
     cc_hello answer;
     cc_status status = CC_PROTOCOL;
-    if (cc__hello_unpack(in, CC__HELLO_ANSWER, &answer, &status) != CC_OK)
-        return CC_PROTOCOL;
-    if (status != CC_OK)
-        return status;
+    if (cc__hello_unpack(in, CC__HELLO_ANSWER, &answer, &status) != CC_OK) return CC_PROTOCOL;
+    if (status != CC_OK) return status;
     if (!same_id(&answer.from, &dial->to) || !same_id(&answer.to, &dial->from) ||
         !same_token(answer.token, dial->token))
         return CC_EVICTED;

@@ -24,13 +24,11 @@ void cc__tcp_wake(cc_transport *transport) {
 /* There is something to do that no descriptor will tell of. */
 void cc__tcp_set_busy(tcp *tcp) {
     atomic_store(&tcp->busy, 1);
-    if (atomic_load(&tcp->waiting))
-        cc__tcp_wake(&tcp->base);
+    if (atomic_load(&tcp->waiting)) cc__tcp_wake(&tcp->base);
 }
 
 static int timeout_of(int64_t timeout_ns) {
-    if (timeout_ns <= 0)
-        return 0;
+    if (timeout_ns <= 0) return 0;
     int64_t ms = timeout_ns / CC__MS + (timeout_ns % CC__MS != 0);
     return ms > INT_MAX ? INT_MAX : (int)ms;
 }
@@ -38,8 +36,7 @@ static int timeout_of(int64_t timeout_ns) {
 int cc__tcp_wait(cc_transport *transport, int64_t timeout_ns) {
     tcp *tcp = cc__tcp_of(transport);
     uint64_t drained;
-    if (atomic_load(&tcp->ready_count))
-        return 1; /* poll has not taken the last ones yet */
+    if (atomic_load(&tcp->ready_count)) return 1; /* poll has not taken the last ones yet */
     atomic_store(&tcp->waiting, 1);
     int timeout = atomic_load(&tcp->busy) ? 0 : timeout_of(timeout_ns);
     int count = epoll_wait(tcp->epoll, tcp->ready, TCP_READY_MAX, timeout);
@@ -51,8 +48,7 @@ int cc__tcp_wait(cc_transport *transport, int64_t timeout_ns) {
             tcp->ready[i--] = tcp->ready[--count];
         }
     atomic_store(&tcp->fetched, 1);
-    if (count > 0)
-        atomic_store(&tcp->ready_count, count);
+    if (count > 0) atomic_store(&tcp->ready_count, count);
     return count > 0 || atomic_load(&tcp->busy);
 }
 
@@ -65,16 +61,13 @@ static void note(tcp *tcp, const struct epoll_event *event) {
     }
     /* The event may be of a stream that is gone, whose index another one has now. */
     tcp_stream *stream = cc__tcp_find(tcp, (cc_stream)event->data.u64);
-    if (!stream || stream->state == TCP_DEAD)
-        return;
+    if (!stream || stream->state == TCP_DEAD) return;
     if (event->events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) {
         stream->hangup = 1;
         stream->peeked = 0;
     }
-    if (event->events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR))
-        stream->readable = 1;
-    if (event->events & (EPOLLOUT | EPOLLHUP | EPOLLERR))
-        stream->writable = 1;
+    if (event->events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR)) stream->readable = 1;
+    if (event->events & (EPOLLOUT | EPOLLHUP | EPOLLERR)) stream->writable = 1;
     cc__tcp_activate(tcp, stream);
 }
 
@@ -84,8 +77,7 @@ static void note_all(tcp *tcp) {
     int count = atomic_load(&tcp->ready_count);
     int fetched = atomic_exchange(&tcp->fetched, 0);
     if (count) {
-        for (int i = 0; i < count; i++)
-            note(tcp, &tcp->ready[i]);
+        for (int i = 0; i < count; i++) note(tcp, &tcp->ready[i]);
         atomic_store(&tcp->ready_count, 0);
     } else if (!fetched) {
         count = epoll_wait(tcp->epoll, own, 16, 0);
@@ -97,17 +89,13 @@ static void note_all(tcp *tcp) {
 
 static void run_turns(tcp *tcp) {
     tcp_node turn;
-    if (tcp->accept_paused && cc__now(&tcp->clock) >= tcp->accept_paused)
-        tcp->accept_paused = 0;
-    if (tcp->acceptable && !tcp->accept_paused)
-        cc__tcp_accept(tcp);
+    if (tcp->accept_paused && cc__now(&tcp->clock) >= tcp->accept_paused) tcp->accept_paused = 0;
+    if (tcp->acceptable && !tcp->accept_paused) cc__tcp_accept(tcp);
     if (tcp->next_deadline != CC__NEVER) {
         int64_t now = cc__now(&tcp->clock);
-        if (now >= tcp->next_deadline)
-            cc__tcp_expire(tcp, now);
+        if (now >= tcp->next_deadline) cc__tcp_expire(tcp, now);
     }
-    if (tcp_node_alone(&tcp->active))
-        return;
+    if (tcp_node_alone(&tcp->active)) return;
     /* The streams of this round become a list of their own, with `turn` as its head: who still has
      * work goes to the end of `active` and has its next turn with the next call. */
     turn = tcp->active;
@@ -127,16 +115,15 @@ static void run_turns(tcp *tcp) {
 
 static void fill_event(tcp_stream *stream, cc_transport_event *event) {
     static const cc_transport_event_kind kinds[] = {
-        CC_TRANSPORT_CONNECTED, CC_TRANSPORT_ACCEPTED, CC_TRANSPORT_RECEIVED, CC_TRANSPORT_SENT,
-        CC_TRANSPORT_CLOSED,
+        CC_TRANSPORT_CONNECTED, CC_TRANSPORT_ACCEPTED, CC_TRANSPORT_RECEIVED,
+        CC_TRANSPORT_SENT,      CC_TRANSPORT_CLOSED,
     };
     int bit = __builtin_ctz(stream->events);
     stream->events &= (uint8_t)(stream->events - 1);
     event->kind = kinds[bit];
     event->stream = stream->number;
     event->status = event->kind == CC_TRANSPORT_CLOSED ? stream->why : CC_OK;
-    if (event->kind == CC_TRANSPORT_ACCEPTED)
-        event->hello = stream->hello;
+    if (event->kind == CC_TRANSPORT_ACCEPTED) event->hello = stream->hello;
 }
 
 int cc__tcp_poll(cc_transport *transport, cc_transport_event *events, int max) {
@@ -147,8 +134,7 @@ int cc__tcp_poll(cc_transport *transport, cc_transport_event *events, int max) {
     while (count < max && !tcp_node_alone(&tcp->raised)) {
         tcp_stream *stream = TCP_STREAM_OF(tcp->raised.next, raised);
         fill_event(stream, &events[count++]);
-        if (!stream->events)
-            tcp_node_remove(&stream->raised);
+        if (!stream->events) tcp_node_remove(&stream->raised);
     }
     if (!tcp_node_alone(&tcp->active) || !tcp_node_alone(&tcp->raised) ||
         (tcp->acceptable && !tcp->accept_paused))
@@ -160,7 +146,6 @@ int cc__tcp_poll(cc_transport *transport, cc_transport_event *events, int max) {
 
 int64_t cc__tcp_deadline(cc_transport *transport) {
     tcp *tcp = cc__tcp_of(transport);
-    if (tcp->accept_paused && tcp->accept_paused < tcp->next_deadline)
-        return tcp->accept_paused;
+    if (tcp->accept_paused && tcp->accept_paused < tcp->next_deadline) return tcp->accept_paused;
     return tcp->next_deadline;
 }

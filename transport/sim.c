@@ -155,11 +155,11 @@ static cc_status sim_recv(cc_transport *transport, cc_stream stream, void *place
     return end->receiving ? CC_PENDING : CC_OK;
 }
 
-static cc_status sim_release(cc_transport *transport, cc_stream stream) {
+static cc_status sim_release(cc_transport *transport, cc_stream stream, int what) {
     cc__sim_end *end = find_end(transport, stream);
     if (!end) return CC_CLOSED;
-    end->place = NULL;
-    if (cc__sim_copy(end)) return CC_OK;
+    if (what & CC_RELEASE_RECV) end->place = NULL;
+    if (!(what & CC_RELEASE_SEND) || cc__sim_copy(end)) return CC_OK;
     cc__sim_die(end, CC_SYSTEM, 1);
     return CC_NO_MEMORY;
 }

@@ -16,7 +16,7 @@ void cc_sim_close(cc_sim *sim); /* after all its contexts are closed */
 
 int64_t cc_sim_now_ns(const cc_sim *sim);
 void cc_sim_advance(cc_sim *sim, int64_t to_ns); /* time never goes back */
-int64_t cc_sim_next_ns(const cc_sim *sim);        /* the next delivery; INT64_MAX: none */
+int64_t cc_sim_next_ns(const cc_sim *sim);       /* the next delivery; INT64_MAX: none */
 
 /* One-way delay of bytes from now on, drawn uniformly for each write; default 1 to 50 us. */
 void cc_sim_set_latency(cc_sim *sim, int64_t low_ns, int64_t high_ns);
@@ -24,9 +24,10 @@ void cc_sim_set_latency(cc_sim *sim, int64_t low_ns, int64_t high_ns);
 void cc_sim_set_window(cc_sim *sim, uint32_t bytes);
 
 /* Faults. Addresses are those of peers. */
-void cc_sim_kill(cc_sim *sim, const char *address);  /* its streams reset, dials are refused */
+void cc_sim_kill(cc_sim *sim, const char *address); /* its streams reset, dials are refused */
 void cc_sim_pause(cc_sim *sim, const char *address, int paused); /* nothing leaves or reaches it */
-void cc_sim_cut(cc_sim *sim, const char *from, const char *to, int cut); /* one direction: held back */
+void cc_sim_cut(cc_sim *sim, const char *from, const char *to,
+                int cut);                                     /* one direction: held back */
 void cc_sim_break(cc_sim *sim, const char *a, const char *b); /* resets all streams between both */
 
 #endif

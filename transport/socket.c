@@ -16,8 +16,7 @@
 
 static cc_status say(char *message, cc_status status, const char *what, const char *whom,
                      const char *why) {
-    if (message)
-        snprintf(message, CC_MESSAGE_MAX, "%s \"%s\": %s", what, whom ? whom : "", why);
+    if (message) snprintf(message, CC_MESSAGE_MAX, "%s \"%s\": %s", what, whom ? whom : "", why);
     return status;
 }
 
@@ -75,10 +74,8 @@ static int set_congestion(int fd, const char *name) {
 /* Buffer sizes count only if they are set before the connection is made. */
 static int make_socket(int family, const cc__socket_options *set) {
     int fd = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
-    if (fd < 0)
-        return -1;
-    if (set->send_buffer_bytes)
-        set_int(fd, SOL_SOCKET, SO_SNDBUF, (int)set->send_buffer_bytes);
+    if (fd < 0) return -1;
+    if (set->send_buffer_bytes) set_int(fd, SOL_SOCKET, SO_SNDBUF, (int)set->send_buffer_bytes);
     if (set->receive_buffer_bytes)
         set_int(fd, SOL_SOCKET, SO_RCVBUF, (int)set->receive_buffer_bytes);
     return fd;
@@ -92,8 +89,7 @@ static cc_status listening_address(const cc_options *options, cc__address *out, 
                    "not a numeric \"host:port\" or \"[v6 host]:port\"");
     if (options->port_first > options->port_last)
         return say(message, CC_INVALID, "port range at", text, "it ends before it begins");
-    if (!options->interface || !cc__address_is_wildcard(out))
-        return CC_OK;
+    if (!options->interface || !cc__address_is_wildcard(out)) return CC_OK;
     if (!cc__address_of_interface(options->interface, out->any.sa_family, &found))
         return say(message, CC_INVALID, "network interface", options->interface,
                    "there is none that is up and has an address of this family");
@@ -106,8 +102,7 @@ static cc_status listening_address(const cc_options *options, cc__address *out, 
  * if two bind to a port at the same moment only `listen` tells who came second. */
 static int listen_at(const cc__address *to, const cc__socket_options *set, cc__address *bound) {
     int fd = make_socket(to->any.sa_family, set);
-    if (fd < 0)
-        return -1;
+    if (fd < 0) return -1;
     set_int(fd, SOL_SOCKET, SO_REUSEADDR, 1);
     bound->bytes = sizeof bound->six;
     if ((set->congestion[0] && set_congestion(fd, set->congestion)) ||
@@ -126,23 +121,20 @@ cc_status cc__socket_listen(const cc_options *options, const cc__socket_options 
     char text[CC_ADDRESS_MAX];
     cc__address to;
     cc_status status = listening_address(options, &to, message);
-    if (status != CC_OK)
-        return status;
+    if (status != CC_OK) return status;
     int fd = -1;
     if (cc__address_port(&to) || !options->port_first) {
         fd = listen_at(&to, set, bound);
     } else {
         errno = EADDRINUSE;
         for (unsigned port = options->port_first; fd < 0 && port <= options->port_last; port++) {
-            if (errno != EADDRINUSE && errno != EACCES)
-                break;
+            if (errno != EADDRINUSE && errno != EACCES) break;
             cc__address_set_port(&to, (uint16_t)port);
             fd = listen_at(&to, set, bound);
         }
     }
     *out = fd;
-    if (fd >= 0)
-        return CC_OK;
+    if (fd >= 0) return CC_OK;
     if ((errno == ENOENT || errno == EPERM) && set->congestion[0])
         return say(message, CC_UNSUPPORTED, "congestion control", set->congestion,
                    "this system does not have it, or does not allow it");
@@ -154,10 +146,8 @@ cc_status cc__socket_dial(const cc__address *to, const cc__socket_options *set, 
                           int *failed) {
     cc__address from;
     int fd = make_socket(to->any.sa_family, set);
-    if (fd < 0)
-        return CC_SYSTEM;
-    if (set->congestion[0])
-        set_congestion(fd, set->congestion);
+    if (fd < 0) return CC_SYSTEM;
+    if (set->congestion[0]) set_congestion(fd, set->congestion);
     /* The way out by that interface; loopback is reached without it. */
     if (set->interface[0] && !cc__address_is_loopback(to) &&
         cc__address_of_interface(set->interface, to->any.sa_family, &from)) {
@@ -169,8 +159,7 @@ cc_status cc__socket_dial(const cc__address *to, const cc__socket_options *set, 
         }
     }
     int result;
-    do
-        result = connect(fd, &to->any, to->bytes);
+    do result = connect(fd, &to->any, to->bytes);
     while (result && errno == EINTR);
     *failed = result && errno != EINPROGRESS && errno != EALREADY ? errno : 0;
     if (*failed == EADDRNOTAVAIL || *failed == EAGAIN) { /* out of ports */
@@ -184,10 +173,9 @@ cc_status cc__socket_dial(const cc__address *to, const cc__socket_options *set, 
 void cc__socket_tune(int fd, const cc__socket_options *set) {
     cc__address peer = {.bytes = sizeof peer.six};
     set_int(fd, IPPROTO_TCP, TCP_NODELAY, 1);
-    if (set->congestion[0])
-        return; /* set before the connection was made */
-    if (getpeername(fd, &peer.any, &peer.bytes) == 0 &&
-        cc__address_is_local(&peer) && set_congestion(fd, "cubic"))
+    if (set->congestion[0]) return; /* set before the connection was made */
+    if (getpeername(fd, &peer.any, &peer.bytes) == 0 && cc__address_is_local(&peer) &&
+        set_congestion(fd, "cubic"))
         set_congestion(fd, "reno");
 }
 
@@ -199,14 +187,12 @@ int cc__socket_is_self_connected(int fd) {
     cc__address own = {.bytes = sizeof own.six}, peer = {.bytes = sizeof peer.six};
     return getsockname(fd, &own.any, &own.bytes) == 0 &&
            getpeername(fd, &peer.any, &peer.bytes) == 0 &&
-           cc__address_port(&own) == cc__address_port(&peer) &&
-           cc__address_same_host(&own, &peer);
+           cc__address_port(&own) == cc__address_port(&peer) && cc__address_same_host(&own, &peer);
 }
 
 cc_status cc__socket_dial_status(int error) {
     switch (error) {
-    case ECONNREFUSED:
-        return CC_REFUSED;
+    case ECONNREFUSED: return CC_REFUSED;
     case ENETUNREACH:
     case EHOSTUNREACH:
     case ENETDOWN:
@@ -215,10 +201,8 @@ cc_status cc__socket_dial_status(int error) {
     case EPERM:
     case EINVAL: /* an address without its scope, or a loopback source for a remote place */
         return CC_UNREACHABLE;
-    case ETIMEDOUT:
-        return CC_TIMED_OUT;
-    default:
-        return cc__socket_io_status(error);
+    case ETIMEDOUT: return CC_TIMED_OUT;
+    default: return cc__socket_io_status(error);
     }
 }
 
@@ -228,8 +212,7 @@ cc_status cc__socket_io_status(int error) {
     case ENOBUFS:
     case EBADF:
     case EFAULT:
-    case EINVAL:
-        return CC_SYSTEM;
+    case EINVAL: return CC_SYSTEM;
     default: /* reset, broken pipe, timed out, unreachable by now: the peer is not there */
         return CC_CLOSED;
     }

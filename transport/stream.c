@@ -36,18 +36,14 @@ static tcp_stream *take_slot(tcp *tcp) {
     uint32_t index = tcp->free_first;
     if (index && (tcp->streams_count >= 1024)) {
         tcp->free_first = tcp->next_free[index];
-        if (!tcp->free_first)
-            tcp->free_last = 0;
+        if (!tcp->free_first) tcp->free_last = 0;
         return tcp->streams[index];
     }
-    if (tcp->streams_count == 0)
-        tcp->streams_count = 1;
+    if (tcp->streams_count == 0) tcp->streams_count = 1;
     index = tcp->streams_count;
-    if (index > TCP_STREAMS_MAX || (index >= tcp->streams_room && grow(tcp)))
-        return NULL;
+    if (index > TCP_STREAMS_MAX || (index >= tcp->streams_room && grow(tcp))) return NULL;
     tcp_stream *stream = calloc(1, sizeof *stream);
-    if (!stream)
-        return NULL;
+    if (!stream) return NULL;
     stream->number = index;
     tcp->streams[index] = stream;
     tcp->streams_count = index + 1;
@@ -70,8 +66,7 @@ tcp_stream *cc__tcp_add(tcp *tcp, int fd, tcp_state state) {
 
 tcp_stream *cc__tcp_find(tcp *tcp, cc_stream number) {
     uint32_t index = number & 0xffff;
-    if (index == 0 || index >= tcp->streams_count)
-        return NULL;
+    if (index == 0 || index >= tcp->streams_count) return NULL;
     tcp_stream *stream = tcp->streams[index];
     return stream->number == number && stream->state != TCP_FREE ? stream : NULL;
 }
@@ -120,8 +115,7 @@ void cc__tcp_die(tcp *tcp, tcp_stream *stream, cc_status why) {
 /* ---- lists ------------------------------------------------------------------------------------ */
 
 void cc__tcp_raise(tcp *tcp, tcp_stream *stream, unsigned event) {
-    if (!stream->events)
-        tcp_node_append(&tcp->raised, &stream->raised);
+    if (!stream->events) tcp_node_append(&tcp->raised, &stream->raised);
     stream->events |= (uint8_t)event;
 }
 
@@ -129,14 +123,12 @@ void cc__tcp_time(tcp *tcp, tcp_stream *stream, int64_t deadline) {
     stream->deadline = deadline;
     if (tcp_node_alone(&stream->timed))
         tcp_node_append(stream->half_open ? &tcp->half_open : &tcp->timed, &stream->timed);
-    if (deadline < tcp->next_deadline)
-        tcp->next_deadline = deadline;
+    if (deadline < tcp->next_deadline) tcp->next_deadline = deadline;
 }
 
 void cc__tcp_untime(tcp *tcp, tcp_stream *stream) {
     tcp_node_remove(&stream->timed);
-    if (stream->half_open)
-        tcp->half_open_count--;
+    if (stream->half_open) tcp->half_open_count--;
     stream->half_open = 0;
     if (tcp_node_alone(&tcp->timed) && tcp_node_alone(&tcp->half_open))
         tcp->next_deadline = CC__NEVER;
@@ -144,18 +136,16 @@ void cc__tcp_untime(tcp *tcp, tcp_stream *stream) {
 
 static int has_work(const tcp_stream *stream) {
     switch (stream->state) {
-    case TCP_DIALLING:
-        return stream->writable || stream->hangup;
+    case TCP_DIALLING: return stream->writable || stream->hangup;
     case TCP_ASKING:
-    case TCP_GREETING:
-        return stream->readable || tcp_can_write(stream);
+    case TCP_GREETING: return stream->readable || tcp_can_write(stream);
     case TCP_OPEN:
-        return tcp_can_write(stream) || tcp_can_read(stream) || tcp_can_peek(stream) || tcp_is_over(stream);
+        return tcp_can_write(stream) || tcp_can_read(stream) || tcp_can_peek(stream) ||
+               tcp_is_over(stream);
     case TCP_LINGERING:
         return stream->readable || tcp_can_write(stream) || stream->broken ||
                (!stream->shut && !tcp_has_rest(stream));
-    default:
-        return 0;
+    default: return 0;
     }
 }
 
@@ -173,8 +163,6 @@ void cc__tcp_open_up(tcp *tcp, tcp_stream *stream, unsigned event) {
     stream->state = TCP_OPEN;
     stream->ahead = ahead ? malloc(ahead) : NULL;
     stream->ahead_max = stream->ahead ? ahead : 0; /* it goes without, only slower */
-    if (stream->hello.stream)
-        cc__socket_tune_bulk(stream->fd);
+    if (stream->hello.stream) cc__socket_tune_bulk(stream->fd);
     cc__tcp_raise(tcp, stream, event);
 }
-

@@ -12,8 +12,8 @@
 
 /* ---- streams ---------------------------------------------------------------------------------- */
 
-static cc_status connect_stream(cc_transport *transport, const char *address,
-                                const cc_hello *hello, cc_stream *out) {
+static cc_status connect_stream(cc_transport *transport, const char *address, const cc_hello *hello,
+                                cc_stream *out) {
     tcp *tcp = cc__tcp_of(transport);
     cc_status status = cc__tcp_dial(tcp, address, hello, out);
     if (status == CC_OK)
@@ -24,31 +24,27 @@ static cc_status connect_stream(cc_transport *transport, const char *address,
 /* After a call that may have left something to do. */
 static void leave(tcp *tcp, tcp_stream *stream) {
     cc__tcp_activate(tcp, stream);
-    if (!tcp_node_alone(&stream->active))
-        cc__tcp_set_busy(tcp);
+    if (!tcp_node_alone(&stream->active)) cc__tcp_set_busy(tcp);
 }
 
 static cc_status send_bytes(cc_transport *transport, cc_stream number, const struct iovec *iov,
                             int count) {
     tcp *tcp = cc__tcp_of(transport);
     tcp_stream *stream = cc__tcp_find(tcp, number);
-    if (!stream || stream->state == TCP_DEAD || stream->broken)
-        return CC_CLOSED;
+    if (!stream || stream->state == TCP_DEAD || stream->broken) return CC_CLOSED;
     assert(stream->state == TCP_OPEN && !stream->sending && count >= 0 && count <= 2);
     stream->out_bytes = 0;
     for (int i = 0; i < 2; i++) {
         stream->out[i] = i < count ? iov[i] : (struct iovec){NULL, 0};
         stream->out_bytes += stream->out[i].iov_len;
     }
-    if (stream->out_bytes == 0)
-        return CC_OK;
+    if (stream->out_bytes == 0) return CC_OK;
     cc__tcp_flush(tcp, stream);
     if (stream->broken) {
         cc__tcp_set_busy(tcp);
         return CC_CLOSED;
     }
-    if (stream->out_bytes == 0)
-        return CC_OK;
+    if (stream->out_bytes == 0) return CC_OK;
     stream->sending = 1;
     leave(tcp, stream);
     return CC_PENDING;
@@ -57,16 +53,14 @@ static cc_status send_bytes(cc_transport *transport, cc_stream number, const str
 static cc_status recv_bytes(cc_transport *transport, cc_stream number, void *place, size_t bytes) {
     tcp *tcp = cc__tcp_of(transport);
     tcp_stream *stream = cc__tcp_find(tcp, number);
-    if (!stream || stream->state == TCP_DEAD)
-        return CC_CLOSED;
+    if (!stream || stream->state == TCP_DEAD) return CC_CLOSED;
     assert(stream->state == TCP_OPEN && !stream->receiving && bytes > 0);
     stream->place = place;
     stream->want = bytes;
     stream->scrap = 0;
     stream->peeked = 0;
     cc__tcp_take_ahead(stream);
-    if (stream->want)
-        cc__tcp_fill(tcp, stream);
+    if (stream->want) cc__tcp_fill(tcp, stream);
     if (stream->want == 0) {
         leave(tcp, stream);
         return CC_OK;
@@ -81,23 +75,22 @@ static cc_status recv_bytes(cc_transport *transport, cc_stream number, void *pla
     return CC_PENDING;
 }
 
-static cc_status release(cc_transport *transport, cc_stream number) {
+static cc_status release(cc_transport *transport, cc_stream number, int what) {
     tcp *tcp = cc__tcp_of(transport);
     tcp_stream *stream = cc__tcp_find(tcp, number);
     if (!stream || stream->state != TCP_OPEN)
         return CC_OK; /* a dead stream has let go of everything */
-    cc_status status = cc__tcp_release(tcp, stream);
-    if (status != CC_OK)
-        cc__tcp_set_busy(tcp);
+    cc_status status = cc__tcp_release(tcp, stream, what);
+    if (status != CC_OK) cc__tcp_set_busy(tcp);
     return status;
 }
 
 static void close_stream(cc_transport *transport, cc_stream number, int orderly) {
     tcp *tcp = cc__tcp_of(transport);
     tcp_stream *stream = cc__tcp_find(tcp, number);
-    if (!stream || stream->state == TCP_LINGERING)
-        return;
-    if (!orderly || stream->state != TCP_OPEN || cc__tcp_release(tcp, stream) != CC_OK) {
+    if (!stream || stream->state == TCP_LINGERING) return;
+    if (!orderly || stream->state != TCP_OPEN ||
+        cc__tcp_release(tcp, stream, CC_RELEASE_BOTH) != CC_OK) {
         cc__tcp_drop(tcp, stream);
         return;
     }
@@ -141,8 +134,7 @@ static void close_all(tcp *tcp) {
             tcp->streams[i]->fd = -1;
         }
     for (int i = 0; i < 3; i++) {
-        if (*own[i] >= 0)
-            close(*own[i]);
+        if (*own[i] >= 0) close(*own[i]);
         *own[i] = -1;
     }
 }
@@ -177,8 +169,7 @@ static void stop(cc_transport *transport, int abort) {
         tcp->listener = -1;
         tcp->acceptable = 0;
     }
-    if (!abort && !tcp->forked)
-        linger_all(tcp);
+    if (!abort && !tcp->forked) linger_all(tcp);
     close_all(tcp);
     for (uint32_t i = 1; i < tcp->streams_count; i++) {
         free(tcp->streams[i]->copy);
@@ -198,8 +189,7 @@ static cc_status begin(tcp *tcp, const cc_options *options, char *message) {
         status = cc__socket_listen(options, &tcp->sockets, &tcp->listener, &bound, message);
     if (status == CC_OK)
         status = cc__address_advertised(&bound, options->advertise, tcp->address, message);
-    if (status != CC_OK)
-        return status;
+    if (status != CC_OK) return status;
     tcp->epoll = epoll_create1(EPOLL_CLOEXEC);
     tcp->wakeup = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     int failed = tcp->epoll < 0 || tcp->wakeup < 0 ||
@@ -222,9 +212,8 @@ static cc_status open_tcp(const cc_transport_options *given, cc_transport **out,
     }
     tcp->base.ops = &cc__transport_tcp;
     tcp->clock = cc__clock_monotonic();
-    tcp->rules = (cc__hello_rules){.id = options->id,
-                                   .streams = options->streams,
-                                   .segment_bytes = options->segment_bytes};
+    tcp->rules = (cc__hello_rules){
+        .id = options->id, .streams = options->streams, .segment_bytes = options->segment_bytes};
     tcp->timeouts = options->timeouts;
     tcp->readahead_bytes = given->readahead_bytes;
     tcp->header_bytes = given->header_bytes;
@@ -232,8 +221,7 @@ static cc_status open_tcp(const cc_transport_options *given, cc_transport **out,
     tcp->epoll = tcp->wakeup = tcp->listener = -1;
     tcp->next_deadline = CC__NEVER;
     tcp_node *lists[] = {&tcp->active, &tcp->raised, &tcp->timed, &tcp->half_open};
-    for (int i = 0; i < 4; i++)
-        tcp_node_init(lists[i]);
+    for (int i = 0; i < 4; i++) tcp_node_init(lists[i]);
     cc_status status = begin(tcp, options, message);
     if (status == CC_OK)
         *out = &tcp->base;

@@ -15,9 +15,9 @@
 #include <sys/epoll.h>
 
 #define TCP_SCRAP_BYTES 65536
-#define TCP_READY_MAX 256     /* events of one epoll_wait */
-#define TCP_ACCEPTS_MAX 32    /* of one poll */
-#define TCP_STREAMS_MAX 65535 /* an index has 16 bits of a stream's number; 0 is no index */
+#define TCP_READY_MAX 256           /* events of one epoll_wait */
+#define TCP_ACCEPTS_MAX 32          /* of one poll */
+#define TCP_STREAMS_MAX 65535       /* an index has 16 bits of a stream's number; 0 is no index */
 #define TCP_PAUSE_NS (100 * CC__MS) /* between accepts, when descriptors have run out */
 
 /* What epoll says of the eventfd and of the listener; no stream has these numbers. */
@@ -31,9 +31,9 @@ typedef struct tcp_node {
 
 typedef enum tcp_state {
     TCP_FREE = 0,
-    TCP_DIALLING,  /* connect has not told its result yet */
-    TCP_ASKING,    /* our hello is on its way, or the answer */
-    TCP_GREETING,  /* accepted; the hello is not complete */
+    TCP_DIALLING, /* connect has not told its result yet */
+    TCP_ASKING,   /* our hello is on its way, or the answer */
+    TCP_GREETING, /* accepted; the hello is not complete */
     TCP_OPEN,
     TCP_LINGERING, /* closed by the caller, or turned away: send the rest, drain, go */
     TCP_DEAD,      /* CLOSED is raised; waits for `close` */
@@ -94,8 +94,8 @@ typedef struct tcp {
     int forked;
 
     int epoll, wakeup, listener;
-    int acceptable;         /* a connection may wait */
-    int64_t accept_paused;  /* until then; 0: not */
+    int acceptable;        /* a connection may wait */
+    int64_t accept_paused; /* until then; 0: not */
 
     tcp_stream **streams; /* by index; [0] is not used */
     uint32_t streams_count, streams_room;
@@ -163,8 +163,7 @@ static inline int tcp_can_write(const tcp_stream *stream) {
 
 /* Without a recv only stream 0 reads ahead: so it notices its end even when bytes are before it. */
 static inline int tcp_can_read(const tcp_stream *stream) {
-    if (!stream->readable || stream->ended)
-        return 0;
+    if (!stream->readable || stream->ended) return 0;
     return stream->want || (stream->hello.stream == 0 && stream->ahead_end < stream->ahead_max);
 }
 
@@ -211,7 +210,7 @@ void cc__tcp_fill(tcp *tcp, tcp_stream *stream);
 /* Moves what is in the read-ahead to the pending recv. */
 void cc__tcp_take_ahead(tcp_stream *stream);
 /* As in transport.h. */
-cc_status cc__tcp_release(tcp *tcp, tcp_stream *stream);
+cc_status cc__tcp_release(tcp *tcp, tcp_stream *stream, int what);
 /* One turn of an open, a lingering stream. */
 void cc__tcp_move(tcp *tcp, tcp_stream *stream);
 void cc__tcp_linger(tcp *tcp, tcp_stream *stream);

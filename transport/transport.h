@@ -61,6 +61,10 @@ typedef struct cc_transport_options {
     uint32_t header_bytes;
 } cc_transport_options;
 
+#define CC_RELEASE_SEND 1
+#define CC_RELEASE_RECV 2
+#define CC_RELEASE_BOTH 3
+
 typedef struct cc_transport cc_transport;
 
 typedef struct cc_transport_ops {
@@ -95,11 +99,11 @@ typedef struct cc_transport_ops {
      * are delivered first. */
     cc_status (*recv)(cc_transport *transport, cc_stream stream, void *place, size_t bytes);
 
-    /* After it returns the transport touches no memory of the caller for this stream: what is left
-     * of a pending send is copied and still sent, what is left of a pending recv is read into
-     * scrap. Their SENT and RECEIVED events still come. At most CC_SEGMENT_MAX plus a header may
-     * be pending. CC_NO_MEMORY: the stream was closed instead (CLOSED follows). */
-    cc_status (*release)(cc_transport *transport, cc_stream stream);
+    /* Gives memory back early; `what` is CC_RELEASE_SEND, CC_RELEASE_RECV or both. What is left of a
+     * pending send is copied and still sent; what is left of a pending recv is read into scrap. The
+     * SENT and RECEIVED events still come. At most CC_SEGMENT_MAX plus a header may be pending.
+     * CC_NO_MEMORY: the stream was closed instead (CLOSED follows). */
+    cc_status (*release)(cc_transport *transport, cc_stream stream, int what);
 
     /* Ends a stream. Never blocks; no event of this stream comes after it. With `orderly`, what
      * was sent is delivered: half-close, drain, at most linger_ms, in the background. A pending

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 
-from collectives.messages import WANT_JOIN, WANT_LEAVE, Cause, Epoch, LaneReport, Outcome, Report
+from collectives.messages import WANT_JOIN, WANT_LEAVE, Epoch, LaneReport, Outcome, Report
 
 Reports = Mapping[bytes, Report]
 Pair = frozenset[bytes]
@@ -54,8 +54,21 @@ def _watermarks(report: Report, decided: Mapping[int, Outcome]) -> dict[int, Lan
     return marks
 
 
+def mismatches(reports: Reports) -> dict[int, int]:
+    """By lane, the first operation that two members call differently. Their votes may never have
+    met: with a third member dead, all the others may be done with their own idea of it."""
+    known: dict[tuple[int, int], int] = {}
+    first: dict[int, int] = {}
+    for report in reports.values():
+        for call in report.calls:
+            if known.setdefault((call.lane, call.sequence), call.what) != call.what:
+                first[call.lane] = min(first.get(call.lane, call.sequence), call.sequence)
+    return first
+
+
 def outcomes(reports: Reports, decided: Mapping[int, Outcome]) -> tuple[Outcome, ...]:
     """The commit rule, for every lane that is known."""
+    differing = mismatches(reports)
     marks = [_watermarks(report, decided) for report in reports.values()]
     result = []
     for number in sorted(set(chain.from_iterable(marks)) | decided.keys()):
@@ -63,6 +76,8 @@ def outcomes(reports: Reports, decided: Mapping[int, Outcome]) -> tuple[Outcome,
         unused = LaneReport(number, base, base, base)
         lanes = [member.get(number, unused) for member in marks]
         committed = min(lane.done for lane in lanes)
+        if number in differing:
+            committed = max(base, min(committed, differing[number] - 1))
         posted = max(lane.posted for lane in lanes)
         result.append(Outcome(number, committed, max(posted, committed)))
     return tuple(result)
@@ -101,18 +116,17 @@ class Boundary:
 def boundary(reports: Reports, decided: Mapping[int, Outcome]) -> Boundary | None:
     """The boundary to carry out, if the survivors were all done with one that wants something."""
     sequence = max((report.boundary for report in reports.values()), default=0)
-    if not sequence:
+    if not sequence or mismatches(reports).get(0, sequence + 1) <= sequence:
         return None
     wants = 0
     leavers = set()
     for peer, report in reports.items():
         lane = _watermarks(report, decided).get(0)
-        if lane is None or lane.done < sequence:
+        # Somebody who posted beyond it has returned from it: it is not open any more.
+        if lane is None or lane.done < sequence or lane.posted > sequence:
             return None
         if report.boundary == sequence:
             wants |= report.wants
-            # It saw everybody's votes and a wish among them, perhaps that of one now dead.
-            wants |= WANT_JOIN if report.cause is Cause.BOUNDARY and not report.wants else 0
             if report.wants & WANT_LEAVE:
                 leavers.add(peer)
     if not wants:

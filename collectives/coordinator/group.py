@@ -17,12 +17,12 @@ from collections.abc import Callable, Mapping
 from collectives.config import Timeouts
 from collectives.coordinator import decide, records
 from collectives.coordinator.standing import (
-    FATAL,
     NEVER,
     Joiner,
     Standing,
     accused,
     broken_links,
+    settled_at,
 )
 from collectives.messages import (
     Epoch,
@@ -35,11 +35,12 @@ from collectives.messages import (
     Prepared,
     Refused,
     Report,
+    Seal,
     ToPeer,
     Welcome,
 )
 
-REPUBLISH_S = 0.5
+REPEAT_S = 0.5
 FORMER_MAX = 4096
 PREPARE_FAILURES_MAX = 3
 
@@ -147,6 +148,7 @@ class Group:
             self.settle(now)
             return
         standing.installed = True
+        first = self.first_report == NEVER
         if standing.report is None:
             reason = decide.contradiction(message, self.decided)
         elif set(standing.report.lanes) != set(message.lanes):
@@ -162,6 +164,8 @@ class Group:
                 if evidence.peer in self.members and evidence.peer != peer:
                     standing.evidence.setdefault(evidence.peer, set()).add(evidence.kind)
         self.settle(now)
+        if first and self.epoch == message.epoch and self.first_report != NEVER:
+            self._call_for_reports(now)
 
     def installed(self, peer: bytes, message: Installed) -> None:
         standing = self.present.get(peer)
@@ -200,20 +204,20 @@ class Group:
         if lost:
             self._recount()
         for standing in self.present.values():
-            if not standing.installed and now >= standing.publish_at:
-                self._publish_to(standing, now)
+            if now >= standing.remind_at and self._owes_an_answer(standing):
+                self._remind(standing, now)
         self.settle(now)
 
     def deadline(self) -> float:
         """When `tick` wants to be called; NEVER if nothing is under way."""
         times = [joiner.heard + self.timeouts.joiner_lost for joiner in self.joiners.values()]
         present = self.present.values()
-        times += [standing.publish_at for standing in present if not standing.installed]
-        if any(standing.report is None for standing in present):
-            times.append(self.first_report + self.timeouts.settle_time)
+        times += [s.remind_at for s in present if self._owes_an_answer(s)]
         if self._doubted() and present:
             times.append(max(s.heard for s in present) + self.timeouts.joiner_lost)
-        if self.held:
+        if not self.held:
+            times.append(settled_at(self.present, self.timeouts))
+        else:
             doubted = self.unreached | accused(self.present)
             times += [s.heard + self.timeouts.dead for s in present if s.member.id in doubted]
         return min(times, default=NEVER)
@@ -231,13 +235,12 @@ class Group:
         if not present or (silent and self._doubted()):
             self._dissolve("no member of the group could be reached any more", now)
             return
-        missing = {peer for peer, s in present.items() if s.report is None}
-        late = now >= self.first_report + self.timeouts.settle_time
-        if len(missing) < len(present) and (late or missing <= accused(present, FATAL)):
-            self._decide({p: s for p, s in present.items() if p not in missing}, now)
+        if now >= settled_at(present, self.timeouts):
+            self._decide(present, now)
 
     def _decide(self, present: dict[bytes, Standing], now: float) -> None:
-        reports = {peer: s.report for peer, s in present.items() if s.report is not None}
+        by_time = sorted(present.items(), key=lambda item: item[1].reported_at)
+        reports = {peer: s.report for peer, s in by_time if s.report is not None}
         reasons = decide.behind(reports, self.decided)
         for peer in reasons:
             del reports[peer]
@@ -407,5 +410,23 @@ class Group:
 
     def _publish_to(self, standing: Standing, now: float) -> None:
         assert self.record is not None
-        standing.publish_at = now + REPUBLISH_S
+        standing.remind_at = now + REPEAT_S
         self.send(standing.member.id, self.record)
+
+    def _call_for_reports(self, now: float) -> None:
+        """The first report has come: all others are to seal and report as well."""
+        for peer, standing in self.present.items():
+            if standing.report is None:
+                standing.remind_at = now + REPEAT_S
+                self.send(peer, Seal(self.number, self.epoch))
+
+    def _owes_an_answer(self, standing: Standing) -> bool:
+        sealing = self.first_report != NEVER
+        return not standing.installed or (sealing and standing.report is None)
+
+    def _remind(self, standing: Standing, now: float) -> None:
+        if not standing.installed:
+            self._publish_to(standing, now)
+        if self.first_report != NEVER:
+            standing.remind_at = now + REPEAT_S
+            self.send(standing.member.id, Seal(self.number, self.epoch))

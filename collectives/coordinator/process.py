@@ -7,7 +7,6 @@ input is a pipe from this process: when that closes, because we stopped it or di
 from __future__ import annotations
 
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -24,8 +23,7 @@ class CoordinatorProcess:
 
     def start(self) -> CoordinatorProcess:
         """Returns once peers can connect. Raises CollectivesError with what it printed."""
-        root = str(pathlib.Path(__file__).resolve().parents[2])
-        path = os.pathsep.join(filter(None, [root, *sys.path]))
+        path = os.pathsep.join(filter(None, sys.path))  # the child imports what we import
         command = [sys.executable, "-m", "collectives.cli.main", "coordinator"]
         self.process = subprocess.Popen(
             [*command, "--until-input-ends", *self._arguments],

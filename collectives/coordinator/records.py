@@ -70,27 +70,42 @@ def formed(number: int, last: Epoch | None, arrivals: Sequence[Arrival]) -> Epoc
 
 def without_the_dead(last: Epoch, reports: decide.Reports, linked: bool) -> Epoch:
     """The next record without a boundary: ranks stay, those of the dead are holes. `linked` says
-    that a link broke between survivors."""
+    that a link broke between survivors; `reports` are in the order in which they came."""
     members = tuple(member for member in last.members if member.id in reports)
     lost = next((member for member in last.members if member.id not in reports), None)
-    causes = {report.cause for report in reports.values()}
-    if lost is not None:
-        cause = Cause.LOST
-    elif linked or Cause.DEADLINE not in causes:
-        cause = Cause.LINK
-    else:
-        cause = Cause.DEADLINE
+    cause, detail = _why(reports, lost is not None, linked)
     return Epoch(
         group=last.group,
         epoch=last.epoch + 1,
         cause=cause,
         world=last.world,
         min_size=last.min_size,
-        lost=lost.id if lost else NO_PEER,
-        lost_rank=lost.rank if lost else 0,
+        lost=lost.id if lost and cause is Cause.LOST else NO_PEER,
+        lost_rank=lost.rank if lost and cause is Cause.LOST else 0,
         members=members,
         lanes=decide.outcomes(reports, decide.by_lane(last)),
+        detail=detail,
     )
+
+
+def _why(reports: decide.Reports, lost: bool, linked: bool) -> tuple[Cause, str]:
+    """The cause of a record, and the detail of the first report that has that cause. A mismatch
+    comes first: a program that is told to call again would only meet it again."""
+    causes = {report.cause for report in reports.values()}
+    differing = decide.mismatches(reports)
+    if Cause.MISMATCH in causes:
+        cause = Cause.MISMATCH
+    elif differing:
+        lane, sequence = min(differing.items())
+        return Cause.MISMATCH, f"members differ in what operation {sequence} of lane {lane} is"
+    elif lost:
+        cause = Cause.LOST
+    elif Cause.DEADLINE in causes and not linked:
+        cause = Cause.DEADLINE
+    else:
+        cause = Cause.LINK
+    details = (report.detail for report in reports.values() if report.cause is cause)
+    return cause, next(filter(None, details), "")
 
 
 def after_boundary(

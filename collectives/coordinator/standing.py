@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
+from collectives.config import Timeouts
 from collectives.coordinator.decide import Pair
 from collectives.messages import EvidenceKind, Join, Member, Report
 
 NEVER = float("inf")
 FATAL = (EvidenceKind.REFUSED, EvidenceKind.GOODBYE)
-"""Evidence that suffices by itself against a member that has not reported."""
+"""Evidence that suffices, whoever has it, against a member that has not reported."""
+UNACCUSED_FACTOR = 15
+"""A member that did not report though not all accuse it has this many times the dead time: its
+interpreter may be busy, or it is cut off from the coordinator alone."""
 
 
 @dataclass
@@ -31,7 +35,7 @@ class Standing:
 
     member: Member
     heard: float
-    publish_at: float
+    remind_at: float  # when to repeat what it has not answered
     installed: bool = False
     ready: bool = False
     report: Report | None = None
@@ -40,16 +44,33 @@ class Standing:
     gone: bool = False  # said BYE, was evicted, or found dead while a boundary was held
 
 
-def accused(
-    members: Mapping[bytes, Standing], kinds: Collection[EvidenceKind] | None = None
-) -> set[bytes]:
-    """Members against whom one of `members` has evidence, of one of these kinds or of any."""
-    return {
-        peer
-        for standing in members.values()
-        for peer, found in standing.evidence.items()
-        if kinds is None or not found.isdisjoint(kinds)
-    }
+def settled_at(members: Mapping[bytes, Standing], timeouts: Timeouts) -> float:
+    """When all of `members` will have reported or be dead, as things stand; NEVER while none has
+    reported. Docs/protocol.md, section 6, has the rule."""
+    reporters = [standing for standing in members.values() if standing.report is not None]
+    first = min((standing.reported_at for standing in reporters), default=NEVER)
+    found = [
+        [standing.evidence.get(peer, set()) for standing in reporters]
+        for peer, standing in members.items()
+        if standing.report is None
+    ]
+    return max([_dead_at(kinds, first, timeouts) for kinds in found], default=first)
+
+
+def _dead_at(found: list[set[EvidenceKind]], first: float, timeouts: Timeouts) -> float:
+    """When a member that does not report is dead. `found`: what each reporter has against it."""
+    if any(not kinds.isdisjoint(FATAL) for kinds in found):
+        return first
+    if all(EvidenceKind.SILENT in kinds for kinds in found):
+        return first
+    if all(found):
+        return first + timeouts.settle_time
+    return first + UNACCUSED_FACTOR * timeouts.dead
+
+
+def accused(members: Mapping[bytes, Standing]) -> set[bytes]:
+    """Those against whom one of `members` has evidence of any kind."""
+    return {peer for standing in members.values() for peer in standing.evidence}
 
 
 def broken_links(members: Mapping[bytes, Standing], among: Collection[bytes]) -> frozenset[Pair]:

@@ -3,18 +3,18 @@
 #ifndef CC_BASE_LIMITS_H
 #define CC_BASE_LIMITS_H
 
-#define CC_MEMBERS_MAX 1024u  /* of one group */
-#define CC_GROUPS_MAX 64u     /* of one context */
-#define CC_LANES_MAX 16u      /* of one group */
-#define CC_INFLIGHT_MAX 64u   /* operations open at once in one lane */
-#define CC_STREAMS_MAX 16u    /* bulk connections of one link */
-#define CC_SEGMENT_MIN 64u    /* payload bytes of one bulk frame */
+#define CC_MEMBERS_MAX 1024u /* of one group */
+#define CC_GROUPS_MAX 64u    /* of one context */
+#define CC_LANES_MAX 16u     /* of one group */
+#define CC_INFLIGHT_MAX 64u  /* operations open at once in one lane */
+#define CC_STREAMS_MAX 16u   /* bulk connections of one link */
+#define CC_SEGMENT_MIN 64u   /* payload bytes of one bulk frame */
 #define CC_SEGMENT_MAX (1u << 20)
 #define CC_EAGER_BYTES 16384u /* payload of one eager frame */
 #define CC_EAGER_SLOTS 8u     /* operations a peer may be ahead with eager data, per lane */
 #define CC_CONTROL_QUEUE_BYTES (4u << 20) /* unsent bytes on one stream 0 before the link breaks */
-#define CC_HALF_OPEN_MAX 256u /* connections whose handshake is not over */
-#define CC_NOTICES_MAX 128u   /* operations of one lane that a peer can be told of in advance */
-#define CC_LINKS_MAX 2048u    /* of one context */
+#define CC_HALF_OPEN_MAX 256u             /* connections whose handshake is not over */
+#define CC_NOTICES_MAX 128u /* operations of one lane that a peer can be told of in advance */
+#define CC_LINKS_MAX 2048u  /* of one context */
 
 #endif

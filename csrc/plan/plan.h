@@ -38,14 +38,14 @@ typedef struct cc__place {
 typedef struct cc__move {
     cc__move_kind kind;
     uint32_t flags;
-    uint32_t peer;    /* index in the epoch's member list; network moves only */
-    uint32_t slot;    /* numbers the messages from one peer to another: 0, 1, ... */
-    int32_t after;    /* index of an earlier move, or -1 */
+    uint32_t peer; /* index in the epoch's member list; network moves only */
+    uint32_t slot; /* numbers the messages from one peer to another: 0, 1, ... */
+    int32_t after; /* index of an earlier move, or -1 */
     uint64_t bytes;
-    cc__place src;    /* SEND, COPY: what; REDUCE, LOCAL: the local operand */
-    cc__place src2;   /* LOCAL: the right operand (src is the left one) */
+    cc__place src;  /* SEND, COPY: what; REDUCE, LOCAL: the local operand */
+    cc__place src2; /* LOCAL: the right operand (src is the left one) */
     cc__place dst;
-    cc__place hold;   /* REDUCE, PLACE with `after` or a fence: `bytes` of STAGE for payload that
+    cc__place hold; /* REDUCE, PLACE with `after` or a fence: `bytes` of STAGE for payload that
                          arrives before it may be used. Unused otherwise. */
 } cc__move;
 
@@ -65,7 +65,7 @@ typedef struct cc__plan_input {
     uint32_t root;          /* index, BROADCAST */
     uint64_t count;         /* elements, as in cc_request */
     uint32_t element_bytes;
-    const uint32_t *ranks;  /* ALL_GATHER: member index -> row of the output; size entries */
+    const uint32_t *ranks; /* ALL_GATHER: member index -> row of the output; size entries */
 } cc__plan_input;
 
 /* The algorithm that CC_AUTO stands for: a pure function of what all members know alike. */

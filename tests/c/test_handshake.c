@@ -8,7 +8,8 @@
 static int passed;
 
 static cc_hello example(void) {
-    cc_hello hello = {.stream = 3, .streams = 4, .segment_bytes = 65536, .link = 0x1122334455667788};
+    cc_hello hello = {
+        .stream = 3, .streams = 4, .segment_bytes = 65536, .link = 0x1122334455667788};
     for (int i = 0; i < 16; i++) {
         hello.from.bytes[i] = (uint8_t)(0x10 + i);
         hello.to.bytes[i] = (uint8_t)(0x30 + i);
@@ -25,9 +26,9 @@ static cc__hello_rules rules_for(const cc_hello *hello) {
 
 /* Written by hand from the table in handshake.c: peers of other builds rely on it. */
 static void the_layout_is_fixed(void) {
-    static const uint8_t want[32] = {
-        'C', 'C', 'H', 'I', 1, 0, 0, 0, 1, 0, 0, 0, 3,    0,    4,    0,
-        0,   0,   1,   0,   0, 0, 0, 0, 0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11};
+    static const uint8_t want[32] = {'C', 'C', 'H',  'I',  1,    0,    0,    0,    1,    0,   0,
+                                     0,   3,   0,    4,    0,    0,    0,    1,    0,    0,   0,
+                                     0,   0,   0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11};
     uint8_t bytes[CC__HELLO_BYTES];
     cc_hello hello = example();
     cc__hello_pack(&hello, CC__HELLO_DIAL, CC_OK, bytes);
@@ -137,8 +138,7 @@ static void answers(void) {
     for (int i = 0; i < 2; i++) {
         cc__hello_answer(&rules, i ? NULL : &dial, verdicts[i], bytes);
         CHECK_EQ(cc__hello_confirm(&dial, bytes), verdicts[i]);
-        for (int k = 64; k < 80; k++)
-            CHECK_EQ(bytes[k], 0);
+        for (int k = 64; k < 80; k++) CHECK_EQ(bytes[k], 0);
     }
     passed++;
 }
@@ -159,8 +159,7 @@ static void any_bytes_are_harmless(void) {
         }
         cc__hello_role role = random >> 63 ? CC__HELLO_DIAL : CC__HELLO_ANSWER;
         cc__hello_confirm(&dial, bytes);
-        if (cc__hello_unpack(bytes, role, &got, &status) != CC_OK)
-            continue;
+        if (cc__hello_unpack(bytes, role, &got, &status) != CC_OK) continue;
         cc__hello_pack(&got, role, status, again);
         CHECK(memcmp(bytes, again, sizeof bytes) == 0);
     }

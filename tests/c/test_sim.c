@@ -134,7 +134,7 @@ static void act_on_stream(episode *episode, int peer, actor_stream *stream) {
         mix(world, (uint64_t)status);
         for (size_t i = 0; status == CC_OK && i < bytes; i++) mix(world, stream->in[i]);
     } else if (what == 28) {
-        ops->release(world->peers[peer], stream->number);
+        ops->release(world->peers[peer], stream->number, CC_RELEASE_BOTH);
     } else if (what == 29) {
         ops->close(world->peers[peer], stream->number, (int)roll(episode, 2));
         stream->open = 0;
@@ -226,7 +226,7 @@ static void a_full_window_holds_the_sender_back(void) {
     /* Released, it is ours at once, and still arrives. */
     fill(data, sizeof data, 4);
     CHECK_EQ(put(world, 0, out, data, sizeof data), CC_PENDING);
-    CHECK_EQ(ops->release(world->peers[0], out), CC_OK);
+    CHECK_EQ(ops->release(world->peers[0], out, CC_RELEASE_BOTH), CC_OK);
     memset(data, 0, sizeof data);
     memset(got, 1, sizeof got);
     CHECK_EQ(get(world, 1, in, got, 2000), CC_PENDING);

@@ -46,7 +46,7 @@ static void a_killed_peer(void) {
     int64_t start = now(world);
     CHECK_EQ(put(world, 1, in, data, 4), CC_CLOSED);
     CHECK_EQ(get(world, 1, in, got, 4), CC_CLOSED);
-    CHECK_EQ(ops->release(world->peers[1], in), CC_CLOSED);
+    CHECK_EQ(ops->release(world->peers[1], in, CC_RELEASE_BOTH), CC_CLOSED);
     cc_hello hello = {.streams = 2};
     hello.from.bytes[0] = 2;
     CHECK_EQ(ops->connect(world->peers[1], world->address[0], &hello, &under_way), CC_CLOSED);

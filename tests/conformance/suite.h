@@ -65,7 +65,7 @@ typedef struct suite {
     suite_world *world;
     uint64_t seed, random;
     suite_end *ends[SUITE_ENDS_MAX];
-    int count; /* of ends */
+    int count;        /* of ends */
     int64_t stuck_ns; /* when SUITE_UNTIL gives up, by the transport's clock */
 } suite;
 
@@ -129,8 +129,7 @@ void suite_turns(suite *suite, int count); /* for what must not happen */
 #define SUITE_UNTIL(suite, condition)                                                              \
     do {                                                                                           \
         (suite)->stuck_ns = 0;                                                                     \
-        while (!(condition))                                                                       \
-            suite_turn(suite, __FILE__, __LINE__, #condition);                                     \
+        while (!(condition)) suite_turn(suite, __FILE__, __LINE__, #condition);                    \
     } while (0)
 
 /* Fills in, or checks, the bytes [offset, offset + bytes) of the endless stream named `key`. */

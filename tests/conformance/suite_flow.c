@@ -68,8 +68,7 @@ static size_t next_chunk(suite_flow *flow, size_t done) {
 }
 
 static void flow_send(suite_flow *flow) {
-    if (flow->sending && flow->out->sent == flow->sent_events)
-        return;
+    if (flow->sending && flow->out->sent == flow->sent_events) return;
     flow->sent += flow->sending;
     flow->sent_events = flow->out->sent;
     flow->sending = 0;
@@ -101,8 +100,7 @@ static void flow_take(suite_flow *flow) {
 
 static void flow_receive(suite_flow *flow) {
     if (flow->receiving) {
-        if (flow->in->received == flow->received_events)
-            return;
+        if (flow->in->received == flow->received_events) return;
         flow_take(flow);
     }
     flow->received_events = flow->in->received;
@@ -110,8 +108,7 @@ static void flow_receive(suite_flow *flow) {
         flow->receiving = next_chunk(flow, flow->received);
         memset(flow->recv_memory, 0xbb, flow->receiving + GUARD_BYTES);
         cc_status status = suite_recv(flow->to, flow->in, flow->recv_memory, flow->receiving);
-        if (status == CC_PENDING)
-            return;
+        if (status == CC_PENDING) return;
         CHECK_EQ(status, CC_OK);
         flow_take(flow);
     }
@@ -126,8 +123,7 @@ int suite_flow_step(suite_flow *flow) {
 static int flows_step(suite_flow *flows, int count) {
     int done = 1;
     for (int i = 0; i < count; i++)
-        if (!suite_flow_step(&flows[i]))
-            done = 0;
+        if (!suite_flow_step(&flows[i])) done = 0;
     return done;
 }
 
@@ -158,8 +154,7 @@ size_t suite_fill(suite_link *link, uint64_t key, uint8_t *memory, size_t chunk,
         CHECK(status == CC_OK || status == CC_PENDING);
         sent += chunk;
         *pending = chunk;
-        if (status == CC_PENDING)
-            return sent;
+        if (status == CC_PENDING) return sent;
         CHECK(sent < ((size_t)1 << 30)); /* every transport takes only so much at once */
     }
 }
@@ -172,8 +167,7 @@ void suite_drain(suite *suite, suite_link *link, uint64_t key, size_t bytes, siz
         int before = link->ba->received;
         cc_status status = suite_recv(link->b, link->ba, memory, part);
         CHECK(status != CC_CLOSED);
-        if (status == CC_PENDING)
-            SUITE_UNTIL(suite, link->ba->received > before);
+        if (status == CC_PENDING) SUITE_UNTIL(suite, link->ba->received > before);
         suite_pattern_check(key, got, memory, part);
         got += part;
     }

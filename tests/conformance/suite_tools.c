@@ -55,8 +55,7 @@ suite_end *suite_open_without_token(suite *suite, const cc_options *options) {
     CHECK(end->ops != NULL);
     cc_transport_options open = {&end->options, cc__clock_monotonic(), 65536, 48};
     cc_status status = end->ops->open(&open, &end->transport, message);
-    if (status)
-        fprintf(stderr, "open: status %d: %s\n", (int)status, message);
+    if (status) fprintf(stderr, "open: status %d: %s\n", (int)status, message);
     CHECK_EQ(status, CC_OK);
     CHECK(end->transport != NULL && end->transport->ops == end->ops);
     memset(end->address, 'x', sizeof end->address);
@@ -73,8 +72,7 @@ suite_end *suite_open(suite *suite, const cc_options *options) {
 }
 
 void suite_stop(suite_end *end, int abort) {
-    if (end->transport)
-        end->ops->stop(end->transport, abort);
+    if (end->transport) end->ops->stop(end->transport, abort);
     end->transport = NULL;
 }
 
@@ -93,8 +91,7 @@ cc_hello suite_hello(const suite_end *from, const suite_end *to, int stream) {
 
 static suite_stream *find(suite_end *end, cc_stream number) {
     for (int i = 0; i < end->count; i++)
-        if (end->streams[i].number == number)
-            return &end->streams[i];
+        if (end->streams[i].number == number) return &end->streams[i];
     return NULL;
 }
 
@@ -132,8 +129,7 @@ void suite_pair(suite_end *from, suite_end *to, int stream, suite_stream **diall
 cc_status suite_sendv(suite_end *end, suite_stream *stream, const struct iovec *iov, int count) {
     cc_status status = end->ops->send(end->transport, stream->number, iov, count);
     CHECK(status == CC_OK || status == CC_PENDING || status == CC_CLOSED);
-    if (status == CC_PENDING)
-        stream->may_send = 1;
+    if (status == CC_PENDING) stream->may_send = 1;
     return status;
 }
 
@@ -145,8 +141,7 @@ cc_status suite_send(suite_end *end, suite_stream *stream, const void *data, siz
 cc_status suite_recv(suite_end *end, suite_stream *stream, void *place, size_t bytes) {
     cc_status status = end->ops->recv(end->transport, stream->number, place, bytes);
     CHECK(status == CC_OK || status == CC_PENDING || status == CC_CLOSED);
-    if (status == CC_PENDING)
-        stream->may_receive = 1;
+    if (status == CC_PENDING) stream->may_receive = 1;
     return status;
 }
 
@@ -186,8 +181,7 @@ static void check_event(suite_end *end, const cc_transport_event *event) {
         stream->closed = 1;
         stream->status = event->status;
         break;
-    default:
-        CHECK(!"an event of a kind that there is not");
+    default: CHECK(!"an event of a kind that there is not");
     }
 }
 
@@ -198,19 +192,16 @@ static void run_turn(suite *suite) {
     for (int i = 0; i < suite->count; i++) {
         suite_end *end = suite->ends[i];
         transports[i] = end->transport;
-        if (!end->transport)
-            continue;
+        if (!end->transport) continue;
         end->ops->wait(end->transport, 0);
         int max = 1 + (int)suite_below(suite, 8);
         memset(events, 0xee, sizeof events);
         int count = end->ops->poll(end->transport, events, max);
         CHECK(count >= 0 && count <= max);
-        for (int k = 0; k < count; k++)
-            check_event(end, &events[k]);
+        for (int k = 0; k < count; k++) check_event(end, &events[k]);
         total += count;
     }
-    if (total == 0)
-        suite->world->pass(suite->world, transports, suite->count);
+    if (total == 0) suite->world->pass(suite->world, transports, suite->count);
 }
 
 static int64_t time_now(suite *suite) {
@@ -226,8 +217,7 @@ static int64_t time_now(suite *suite) {
 
 void suite_turn(suite *suite, const char *file, int line, const char *what) {
     int64_t now = time_now(suite);
-    if (suite->stuck_ns == 0)
-        suite->stuck_ns = now + STUCK_NS;
+    if (suite->stuck_ns == 0) suite->stuck_ns = now + STUCK_NS;
     if (now > suite->stuck_ns) {
         fprintf(stderr, "%s:%d: failed: did not come true in 20 s: %s\n", file, line, what);
         exit(1);
@@ -236,8 +226,7 @@ void suite_turn(suite *suite, const char *file, int line, const char *what) {
 }
 
 void suite_turns(suite *suite, int count) {
-    while (count-- > 0)
-        run_turn(suite);
+    while (count-- > 0) run_turn(suite);
 }
 
 /* ---- running --------------------------------------------------------------------------------- */
@@ -248,22 +237,19 @@ int suite_run_tests(suite_world *world, const suite_test *tests, int count) {
     uint64_t seed = text ? strtoull(text, NULL, 0) : 1;
     int passed = 0;
     for (int i = 0; i < count; i++) {
-        if (only && strcmp(only, tests[i].name) != 0)
-            continue;
+        if (only && strcmp(only, tests[i].name) != 0) continue;
         /* Said before the test runs: a test that ends the program cannot say it afterwards. */
         printf("%s: %s (seed %llu)\n", world->name, tests[i].name, (unsigned long long)seed);
         fflush(stdout);
         suite suite = {.world = world, .seed = seed + (uint64_t)i * 7919};
         alarm(TEST_LIMIT_S);
-        if (world->begin)
-            world->begin(world, suite.seed);
+        if (world->begin) world->begin(world, suite.seed);
         tests[i].run(&suite);
         for (int k = 0; k < suite.count; k++) {
             suite_stop(suite.ends[k], 1);
             free(suite.ends[k]);
         }
-        if (world->end)
-            world->end(world);
+        if (world->end) world->end(world);
         alarm(0);
         passed++;
     }

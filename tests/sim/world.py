@@ -1,13 +1,19 @@
 """Peers in one process: the product's own core over transport "sim", under a virtual clock.
 
 A World holds some peers, installs epochs in them by hand, and lets time pass until something holds.
-Everything is a function of the seed; a failure is replayed with it. (Who is a member is decided by
-the test: the coordinator has tests of its own, and the simulator joins both.)
+Everything is a function of the seed; a failure is replayed with it. Who is a member is decided
+here, by the rule of docs/protocol.md section 6 written down once more (`settle`): independent of the
+product's coordinator, which has tests of its own.
+
+Time moves from one event to the next, and all peers that run are stepped at each. `lag` lets a
+peer miss steps at random, as a process that the scheduler neglects: more orders of events.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +21,9 @@ import numpy as np
 from collectives._core import ffi, lib
 from collectives.core import text
 
+US = 1_000
 MS = 1_000_000
+FOREVER = 2**63 - 1
 GROUP = 7
 KINDS = {
     "all_reduce": lib.CC_ALL_REDUCE,
@@ -38,14 +46,25 @@ DTYPES = {
     "int64": lib.CC_INT64,
     "bfloat16": lib.CC_BFLOAT16,
 }
+OK, PENDING, PEER_LOST = int(lib.CC_OK), int(lib.CC_PENDING), int(lib.CC_PEER_LOST)
+
+
+class Refused(Exception):
+    """A post was refused; nothing was posted."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(f"status {status}: {message}")
+        self.status = status
 
 
 class Operation:
-    """A posted operation and the memory it uses."""
+    """A posted operation, the memory it uses, and a copy of its input."""
 
-    def __init__(self, work: Any, given: Any, out: Any) -> None:
+    def __init__(self, peer: Peer, work: Any, given: Any, out: Any) -> None:
+        self.peer = peer
         self.work = ffi.gc(work, lib.cc_work_free)
         self.given = given
+        self.before = None if given is None else given.copy()
         self.out = out
 
     @property
@@ -54,7 +73,7 @@ class Operation:
 
     @property
     def done(self) -> bool:
-        return self.status != lib.CC_PENDING
+        return bool(lib.cc_wait(self.work, 0) != PENDING)
 
     @property
     def info(self) -> Any:
@@ -66,8 +85,15 @@ class Operation:
     def message(self) -> str:
         return text(self.info.message)
 
+    @property
+    def intact(self) -> bool:
+        """Whether the input has the very bytes that it had when the operation was posted."""
+        return self.given is None or self.given.tobytes() == self.before.tobytes()
+
 
 class Peer:
+    """One context, driven by hand."""
+
     def __init__(self, world: World, index: int, **options: Any) -> None:
         self.world = world
         self.index = index
@@ -80,19 +106,30 @@ class Peer:
         native.manual = 1
         native.world = world.sim
         for key, value in options.items():
-            setattr(native, key, value)
+            if key.endswith("_ms"):
+                setattr(native.timeouts, key, value)
+            else:
+                setattr(native, key, value)
+        self.dead_ms = int(native.timeouts.dead_ms)
         out, message = ffi.new("cc_context **"), ffi.new("char[]", int(lib.CC_MESSAGE_MAX))
         status = lib.cc_context_open(native, out, message)
-        assert status == lib.CC_OK, text(message)
+        assert status == OK, text(message)
         self.context = out[0]
         lib.cc_context_set_token(self.context, b"t" * 16)
         address = ffi.new("char[]", int(lib.CC_ADDRESS_MAX))
         lib.cc_context_address(self.context, address)
         self.address = text(address)
-        self.alive = True
-        self.report: Any = None
+        self.alive = True  # its process runs
+        self.paused = False
+        self.report: Any = None  # the last one, of whatever epoch
+        self.reported_ns = 0  # when the first one of that epoch came
+        self.sealed_by_coordinator = 0
         self.ready = 0
-        self.wake_ns = 0
+        self.prepared: tuple[int, bytes] | None = None
+        self._event = ffi.new("cc_event *")
+
+    def __repr__(self) -> str:
+        return f"peer {self.index}"
 
     def post(
         self,
@@ -118,35 +155,104 @@ class Peer:
             request.__setattr__("in", ffi.from_buffer(given) if given.size else ffi.NULL)
             request.out = ffi.from_buffer(out) if out.size else ffi.NULL
         work, message = ffi.new("cc_work **"), ffi.new("char[]", int(lib.CC_MESSAGE_MAX))
+        # The copy is made before: a single member is done at once, in place.
+        operation = Operation(self, ffi.NULL, given, out)
         status = lib.cc_post(self.context, GROUP, request, work, message)
-        if status != lib.CC_OK:
-            raise ValueError(f"status {status}: {text(message)}")
-        self.wake_ns = 0
-        return Operation(work[0], given, out)
+        if status != OK:
+            raise Refused(status, text(message))
+        operation.work = ffi.gc(work[0], lib.cc_work_free)
+        self.world.touch()
+        return operation
 
     def take_events(self) -> None:
-        event = ffi.new("cc_event *")
-        while lib.cc_next_event(self.context, event) == lib.CC_OK:
+        event = self._event
+        while lib.cc_next_event(self.context, event) == OK:
             if event.kind == lib.CC_EVENT_SEALED:
+                if not self.report or self.report.epoch != event.report.epoch:
+                    self.reported_ns = self.world.now_ns
                 self.report = ffi.new("cc_report *", event.report)
             elif event.kind == lib.CC_EVENT_READY:
                 self.ready = int(event.epoch)
+            else:
+                self.prepared = int(event.status), bytes(event.peer.bytes)
+
+    @property
+    def sealed(self) -> bool:
+        """Whether it has reported on the world's epoch."""
+        return bool(self.report) and int(self.report.epoch) == self.world.epoch
+
+    @property
+    def evidence(self) -> dict[int, int]:
+        """Whom its report accuses of what, by index of the peer."""
+        if not self.sealed:
+            return {}
+        found = self.report.evidence[0 : self.report.n_evidence]
+        return {item.peer.bytes[0] - 1: int(item.kind) for item in found}
+
+    @property
+    def lanes(self) -> dict[int, Any]:
+        return {lane.lane: lane for lane in self.report.lanes[0 : self.report.n_lanes]}
+
+    @property
+    def stats(self) -> Any:
+        stats = ffi.new("cc_stats *")
+        lib.cc_context_stats(self.context, stats)
+        return stats
+
+    def set_pending(self, joiners: int) -> None:
+        lib.cc_set_pending(self.context, GROUP, joiners)
+
+    def close(self, *, abort: bool = False) -> None:
+        """Its process ends in order, as cc_context_close does it."""
+        lib.cc_context_close(self.context, int(abort))
+        self.world.touch()
+        self.alive = False
+
+
+@dataclass
+class Record:
+    """An epoch record, as it was published."""
+
+    epoch: int
+    members: list[Peer]
+    ranks: dict[int, int]  # by index of the peer
+    world: int
+    cause: int
+    lost: Peer | None
+    outcomes: dict[int, tuple[int, int]]
+    native: Any
+    keep: tuple[Any, ...]
+
+    @property
+    def dead_rank(self) -> int:
+        return int(self.native.lost_rank)
 
 
 class World:
     """Some peers; use as a context manager."""
 
-    def __init__(self, seed: int, n: int, **options: Any) -> None:
+    def __init__(
+        self, seed: int, n: int, *, lag: float = 0, grain_ns: int = 0, **options: Any
+    ) -> None:
+        self.seed = seed
+        self.random = random.Random(seed)
         self.sim = lib.cc_sim_open(seed)
+        self.lag = lag
+        self.grain_ns = grain_ns  # events closer together than this happen at once: faster
         self.options = options
         self.peers = [Peer(self, i, **options) for i in range(n)]
         self.epoch = 0
-        self.outcomes: dict[int, tuple[int, int]] = {}
+        self.records: dict[int, Record] = {}
+        self.steps = 0
+        self.wake_ns = 0  # when a peer wants to be stepped next
+        self.stride_ns: int | None = None  # time moves on by this at most, for who acts meanwhile
 
     def __enter__(self) -> World:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: Any, *_: object) -> None:
+        if kind is not None:
+            print(f"world: seed {self.seed}, at {self.now_ns / MS} ms, epoch {self.epoch}")
         for peer in self.peers:
             lib.cc_context_free(peer.context)
         lib.cc_sim_close(self.sim)
@@ -156,95 +262,244 @@ class World:
         return self.peers[-1]
 
     @property
+    def now_ns(self) -> int:
+        return int(lib.cc_sim_now_ns(self.sim))
+
+    @property
     def alive(self) -> list[Peer]:
         return [peer for peer in self.peers if peer.alive]
 
-    def install(
+    @property
+    def record(self) -> Record:
+        return self.records[self.epoch]
+
+    @property
+    def members(self) -> list[Peer]:
+        return self.record.members
+
+    # ---- membership: the coordinator's part ---------------------------------------------------
+
+    def write(
         self,
-        members: list[Peer] | None = None,
+        members: Sequence[Peer],
         *,
         cause: int = int(lib.CC_CAUSE_FORMED),
         ranks: dict[int, int] | None = None,
         world: int | None = None,
-        min_size: int = 1,
+        min_size: int | None = None,
         lost: Peer | None = None,
+        detail: str = "",
         outcomes: dict[int, tuple[int, int]] | None = None,
-        to: list[Peer] | None = None,
-    ) -> None:
-        """Publishes the next epoch. Ranks are the positions among `members` unless given."""
-        members = self.alive if members is None else members
-        self.epoch += 1 if to is None or self.epoch == 0 else 0
+    ) -> Record:
+        """Makes the next epoch's record. Ranks are the positions among `members` unless given."""
+        before = self.records.get(self.epoch)
+        if min_size is None:
+            min_size = before.native.min_size if before else 1
+        if ranks is None:
+            ranks = {peer.index: i for i, peer in enumerate(members)}
+        outcomes = dict(before.outcomes if before else {}) | (outcomes or {})
+        self.epoch += 1
         native = ffi.new("cc_epoch *")
         table = ffi.new("cc_member[]", len(members))
-        for i, peer in enumerate(members):
-            table[i].id.bytes = peer.id
-            table[i].rank = i if ranks is None else ranks[peer.index]
-            table[i].serial = peer.index + 1
-            table[i].host = 1
-            table[i].address = peer.address.encode()
+        for entry, peer in zip(table, members, strict=True):
+            entry.id.bytes = peer.id
+            entry.rank = ranks[peer.index]
+            entry.serial = peer.index + 1
+            entry.host = 1
+            entry.address = peer.address.encode()
         lanes = ffi.new("cc_outcome[]", 16)
-        for i, (lane, (committed, failed)) in enumerate((outcomes or {}).items()):
-            lanes[i].lane, lanes[i].committed, lanes[i].failed = lane, committed, failed
-        detail = ffi.new("char[]", b"")
+        for entry, (lane, (committed, failed)) in zip(lanes, outcomes.items(), strict=False):
+            entry.lane, entry.committed, entry.failed = lane, committed, failed
+        said = ffi.new("char[]", detail.encode())
         native.group, native.epoch, native.cause = GROUP, self.epoch, cause
         native.world = len(members) if world is None else world
-        native.min_size, native.detail = min_size, detail
+        native.min_size, native.detail = min_size, said
         if lost is not None:
-            native.lost.bytes, native.lost_rank = lost.id, lost.index
+            native.lost.bytes = lost.id
+            native.lost_rank = before.ranks[lost.index] if before else 0
         native.members, native.n_members = table, len(members)
-        native.lanes, native.n_lanes = lanes, len(outcomes or {})
-        for peer in to or members:
-            assert lib.cc_install(peer.context, native) == lib.CC_OK
-            peer.wake_ns = 0
+        native.lanes, native.n_lanes = lanes, len(outcomes)
+        self.records[self.epoch] = Record(
+            epoch=self.epoch,
+            members=list(members),
+            ranks=ranks,
+            world=int(native.world),
+            cause=cause,
+            lost=lost,
+            outcomes=outcomes,
+            native=native,
+            keep=(table, lanes, said),
+        )
+        return self.record
 
-    def settle(self, lost: Peer | None = None, **options: Any) -> dict[int, tuple[int, int]]:
-        """Waits for the survivors' reports and publishes what follows from them: the rule of
-        docs/protocol.md section 6, written down once more."""
-        self.run(lambda: all(p.report and p.report.epoch == self.epoch for p in self.alive))
+    def deliver(self, record: Record, peers: Iterable[Peer] | None = None) -> None:
+        """Publishes a record to its members, or to some of them."""
+        for peer in record.members if peers is None else peers:
+            if peer.alive:
+                status = lib.cc_install(peer.context, record.native)
+                self.touch()
+                assert status == OK, f"{peer} refused epoch {record.epoch}: status {status}"
+
+    def install(self, members: Sequence[Peer] | None = None, **options: Any) -> Record:
+        """Publishes the next epoch."""
+        record = self.write(self.alive if members is None else members, **options)
+        self.deliver(record)
+        return record
+
+    def accused(self, peer: Peer) -> bool:
+        """Whether the reports prove the death of a member that has not reported itself."""
+        reports = [other for other in self.members if other.sealed]
+        charges = [other.evidence.get(peer.index) for other in reports]
+        if lib.CC_EVIDENCE_REFUSED in charges or lib.CC_EVIDENCE_GOODBYE in charges:
+            return True
+        if not reports or None in charges:
+            return False
+        closed = {int(lib.CC_EVIDENCE_CLOSED), int(lib.CC_EVIDENCE_PROTOCOL)}
+        waited = self.now_ns - min(other.reported_ns for other in reports)
+        return not closed.intersection(charges) or waited >= peer.dead_ms * MS
+
+    def settled(self) -> bool:
+        """Whether every member has reported or is dead. On the first report all are told to seal."""
+        if not any(peer.sealed for peer in self.members):
+            return False
+        for peer in self.members:
+            if peer.alive and not peer.paused and peer.sealed_by_coordinator < self.epoch:
+                peer.sealed_by_coordinator = self.epoch
+                lib.cc_seal(peer.context, GROUP, self.epoch)
+                self.touch()
+                peer.take_events()
+        return all(peer.sealed or self.accused(peer) for peer in self.members)
+
+    def decide(self, joiners: Sequence[Peer] = ()) -> Record:
+        """The next record, from the reports on this epoch."""
+        old = self.record
+        survivors = [peer for peer in old.members if peer.sealed]
+        dead = [peer for peer in old.members if not peer.sealed]
         outcomes: dict[int, tuple[int, int]] = {}
-        for lane in range(16):
-            found = [
-                report
-                for peer in self.alive
-                for report in peer.report.lanes[0 : peer.report.n_lanes]
-                if report.lane == lane
-            ]
-            if not found:
-                continue
-            base = self.outcomes.get(lane, (0, 0))[1]
-            done = min(r.done for r in found) if len(found) == len(self.alive) else base
-            outcomes[lane] = done, max(r.posted for r in found)
-        self.outcomes = outcomes
-        causes = [p.report.cause for p in self.alive if p.report.cause != lib.CC_CAUSE_LOST]
-        cause = causes[0] if causes and lost is None else int(lib.CC_CAUSE_LOST)
-        options.setdefault("cause", cause)
-        self.install(self.alive, lost=lost, outcomes=outcomes, **options)
-        return outcomes
+        for lane in {lane for peer in survivors for lane in peer.lanes}:
+            base = old.outcomes.get(lane, (0, 0))[1]
+            found = [peer.lanes.get(lane) for peer in survivors]
+            done = min(base if lane is None else int(lane.done) for lane in found)
+            outcomes[lane] = done, max(int(lane.posted) for lane in found if lane is not None)
+        outcomes = {lane: (done, max(done, last)) for lane, (done, last) in outcomes.items()}
+        boundary = max(int(peer.report.boundary) for peer in survivors)
+        wants = [int(peer.report.wants) if peer.report.boundary else 0 for peer in survivors]
+        if boundary and outcomes[0][0] >= boundary and any(wants):
+            leaving = [p for p, want in zip(survivors, wants, strict=True) if want & 2]
+            stay = [peer for peer in survivors if peer not in leaving]
+            record = self.write(
+                [*stay, *joiners], cause=int(lib.CC_CAUSE_BOUNDARY), outcomes=outcomes
+            )
+            for peer in leaving:
+                lib.cc_expel(peer.context, GROUP, lib.CC_CLOSED, b"it has left")
+            return record
+        causes = [int(peer.report.cause) for peer in survivors]
+        named = [c for c in causes if c in (lib.CC_CAUSE_MISMATCH, lib.CC_CAUSE_DEADLINE)]
+        cause = int(lib.CC_CAUSE_LOST if dead else named[0] if named else lib.CC_CAUSE_LINK)
+        details = [text(peer.report.detail) for peer in survivors if peer.report.cause == cause]
+        return self.write(
+            survivors,
+            cause=cause,
+            ranks={peer.index: old.ranks[peer.index] for peer in survivors},
+            world=old.world,
+            lost=dead[0] if dead else None,
+            detail=next((detail for detail in details if detail), ""),
+            outcomes=outcomes,
+        )
+
+    def settle(self, joiners: Sequence[Peer] = (), limit_ms: int = 30_000) -> Record:
+        """Waits for the reports, decides, and publishes: a peer that lives is never lost."""
+        self.run(self.settled, limit_ms)
+        lost = [p for p in self.members if not p.sealed and p.alive and not p.paused]
+        assert not lost, f"seed {self.seed}: evicted though alive: {lost}"
+        record = self.decide(joiners)
+        self.deliver(record)
+        return record
+
+    def recover(self, limit_ms: int = 30_000) -> Record:
+        """Settles epoch after epoch until all members of the last one live and are ready."""
+        while True:
+            record = self.settle(limit_ms=limit_ms)
+            self.run(lambda: self.is_ready() or any(p.sealed for p in self.members), limit_ms)
+            if self.is_ready():
+                return record
+
+    def is_ready(self) -> bool:
+        return all(peer.alive and peer.ready == self.epoch for peer in self.members)
+
+    # ---- faults -------------------------------------------------------------------------------
 
     def kill(self, peer: Peer) -> None:
         lib.cc_sim_kill(self.sim, peer.address.encode())
         peer.alive = False
 
+    def pause(self, peer: Peer, paused: bool = True) -> None:
+        """Stops the process: it does nothing, and nothing leaves or reaches it."""
+        lib.cc_sim_pause(self.sim, peer.address.encode(), int(paused))
+        peer.paused = paused
+        self.touch()
+
+    def cut(self, sender: Peer, receiver: Peer, cut: bool = True) -> None:
+        lib.cc_sim_cut(self.sim, sender.address.encode(), receiver.address.encode(), int(cut))
+
+    def break_link(self, a: Peer, b: Peer) -> None:
+        lib.cc_sim_break(self.sim, a.address.encode(), b.address.encode())
+
+    # ---- time ---------------------------------------------------------------------------------
+
     def step(self) -> None:
-        """Lets every peer do what it can, then moves time on to what happens next."""
-        sim = self.sim
-        now = lib.cc_sim_now_ns(sim)
-        wake = lib.cc_sim_next_ns(sim)
-        for peer in self.peers:
-            if peer.alive:
-                peer.wake_ns = lib.cc_step(peer.context)
-                peer.take_events()
-                wake = min(wake, peer.wake_ns)
-        wake = min(wake, lib.cc_sim_next_ns(sim))
+        """Moves time on to what happens next, then lets every peer do what it can."""
+        sim, now = self.sim, self.now_ns
+        wake = min(self.wake_ns, lib.cc_sim_next_ns(sim))
+        if self.stride_ns is not None and self.steps:
+            wake = min(wake, now + self.random.randrange(self.stride_ns))
+        if self.grain_ns and self.wake_ns:
+            wake = max(wake, now + self.grain_ns)
         if wake > now:
             lib.cc_sim_advance(sim, wake)
+        self.steps += 1
+        wake = FOREVER
+        for peer in self.peers:
+            if not peer.alive or peer.paused:
+                continue
+            if self.lag and self.random.random() < self.lag:  # whatever it misses: soon it is late
+                due = self.now_ns + self.random.randrange(20 * US)
+            else:
+                due = lib.cc_step(peer.context)
+                peer.take_events()
+            wake = min(wake, due)
+        self.wake_ns = wake
+
+    def touch(self) -> None:
+        """Somebody did something to a peer: it is to be stepped before time moves on."""
+        self.wake_ns = 0
 
     def run(self, until: Callable[[], bool], limit_ms: int = 60_000) -> None:
-        """Steps until something holds; fails if it does not within a virtual minute."""
-        end = lib.cc_sim_now_ns(self.sim) + limit_ms * MS
+        """Steps until something holds; fails if it does not within a virtual minute, or if time
+        stands still."""
+        now, stuck = self.now_ns, 0
+        end = now + limit_ms * MS
         while not until():
-            assert lib.cc_sim_now_ns(self.sim) < end, "nothing came of it within the limit"
+            assert now < end, f"seed {self.seed}: nothing came of it within {limit_ms} ms"
+            assert stuck < 10_000, f"seed {self.seed}: time stands still at {now} ns"
             self.step()
+            then, now = now, lib.cc_sim_now_ns(self.sim)
+            stuck = stuck + 1 if now == then else 0
 
-    def finish(self, operations: list[Operation], limit_ms: int = 60_000) -> None:
-        self.run(lambda: all(operation.done for operation in operations), limit_ms)
+    def run_ms(self, duration_ms: float) -> None:
+        """Lets so much time pass."""
+        end = self.now_ns + int(duration_ms * MS)
+        while min(self.wake_ns, lib.cc_sim_next_ns(self.sim)) <= end:
+            self.step()
+        lib.cc_sim_advance(self.sim, end)
+
+    def finish(self, operations: Iterable[Operation], limit_ms: int = 60_000) -> None:
+        """Runs until all are complete."""
+        left = list(operations)
+
+        def complete() -> bool:
+            while left and left[-1].done:
+                left.pop()
+            return not left
+
+        self.run(complete, limit_ms)

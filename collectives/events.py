@@ -1,0 +1,71 @@
+"""What passes between a peer's core and its agent: the events of the one, and how the other acts.
+
+The agent knows the core by the protocol class here alone. `collectives.core` implements it over the
+C core; tests implement it without one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from collectives.messages import NO_PEER, Epoch, Member, Report
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """The core sealed an epoch, or has more evidence on it."""
+
+    report: Report
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Every member has installed this epoch, as far as this peer's links tell."""
+
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The rehearsal asked for with `prepare` is over. If not `ok`: whom it could not reach (zero if
+    nobody in particular), and why."""
+
+    ok: bool
+    peer: bytes = NO_PEER
+    reason: str = ""
+
+
+Event = Sealed | Ready | Prepared
+
+
+class Core(Protocol):
+    """What the agent needs of a peer's core. It is called by the agent's thread alone."""
+
+    def address(self) -> str:
+        """The address that other peers dial."""
+
+    def set_token(self, token: bytes) -> None:
+        """Sets the 16-byte secret of the run."""
+
+    def install(self, epoch: Epoch) -> None:
+        """Installs a record; one that is not newer than the installed one is ignored."""
+
+    def prepare(self, members: Sequence[Member]) -> None:
+        """Starts a rehearsal; `Prepared` follows."""
+
+    def set_pending(self, joiners: int) -> None:
+        """Tells how many joiners wait."""
+
+    def seal(self, epoch: int) -> None:
+        """Seals this epoch, if it is the installed one."""
+
+    def expel(self, status_name: str, reason: str) -> None:
+        """Ends all operations with EVICTED, COORDINATOR_LOST or CLOSED."""
+
+    def next_event(self) -> Event | None:
+        """The next event, or None."""
+
+    def fd(self) -> int:
+        """A descriptor that is readable while there are events."""
