@@ -20,7 +20,7 @@ from collectives.agent import Agent
 from collectives.buffers import Buffer, buffer_of, check_output, new_like
 from collectives.core import Context, text
 from collectives.errors import Closed, CollectivesError, from_status
-from collectives.work import ALGORITHMS, Work
+from collectives.work import ALGORITHMS, Work, timeout_ms
 
 _OPS = {"sum": lib.CC_SUM, "avg": lib.CC_AVG, "min": lib.CC_MIN, "max": lib.CC_MAX}
 _KINDS = {
@@ -217,7 +217,8 @@ class Communicator:
     ) -> Any:
         """Gives all members the root's array. On other members x tells count and dtype only.
 
-        Args: as `all_reduce`; `root` is a rank. ``out=x`` overwrites x with the root's.
+        Args: as `all_reduce`; `root` is a rank. ``out=x`` overwrites x with the root's; if the
+            operation fails, `out` is undefined on members other than the root.
         """
         given = buffer_of(x, dtype)
         target = self._target(given, x, out, dtype)
@@ -304,8 +305,6 @@ class Communicator:
         lane: int = 0,
         timeout: float | None = None,
     ) -> Work:
-        if timeout is not None and not timeout >= 0:
-            raise ValueError("timeout must not be negative")
         if not isinstance(lane, int) or not 0 <= lane < lib.CC_REPORT_LANES_MAX:
             raise ValueError(f"lane must be 0 to {lib.CC_REPORT_LANES_MAX - 1}, not {lane!r}")
         if self._closed:
@@ -315,7 +314,7 @@ class Communicator:
         request.kind = _KINDS[name]
         request.op, request.root, request.algorithm, request.lane = op, root, algorithm, lane
         request.flags = flags if sync else flags | lib.CC_ASYNC
-        request.timeout_ms = -1 if timeout is None else int(timeout * 1000)
+        request.timeout_ms = timeout_ms(timeout)
         if given is not None and target is not None:
             request.dtype, request.count = given.code, given.count
             request.__setattr__("in", given.pointer)

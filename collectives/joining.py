@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 import uuid
@@ -23,6 +24,10 @@ from collectives.config import (
     resolve_host,
 )
 from collectives.core import Context
+from collectives.errors import CoordinatorUnreachable
+from collectives.work import timeout_ms
+
+_NATIVE = {"congestion", "send_buffer_bytes", "receive_buffer_bytes", "io_max_bytes"}
 
 
 def _host_number() -> int:
@@ -42,7 +47,12 @@ def _host_number() -> int:
 def _default_bind(url: str, insecure: bool) -> str:
     """Loopback if the coordinator is on loopback, else the address that leads to it."""
     host, port = parse_url(url)
-    numeric = resolve_host(host)
+    try:
+        numeric = resolve_host(host)
+    except OSError as error:
+        raise CoordinatorUnreachable(
+            f"the coordinator at {url} cannot be reached: {error}"
+        ) from None
     family = socket.AF_INET6 if ":" in numeric else socket.AF_INET
     if is_loopback(numeric):
         return format_address(numeric, 0)
@@ -56,7 +66,7 @@ def _default_bind(url: str, insecure: bool) -> str:
         return format_address(probe.getsockname()[0], 0)
 
 
-def _bind_address(bind: str | None, url: str, insecure: bool) -> str:
+def _bind_address(bind: str | None, advertise: str | None, url: str, insecure: bool) -> str:
     if bind is None:
         return _default_bind(url, insecure)
     host, port = parse_address(bind if bind.rpartition("]")[2].count(":") else f"{bind}:0")
@@ -66,7 +76,34 @@ def _bind_address(bind: str | None, url: str, insecure: bool) -> str:
             f"without a key, peers listen on loopback only, not on {host}: pass insecure=True "
             "if you trust the network"
         )
+    if ipaddress.ip_address(numeric).is_unspecified and advertise is None:
+        raise ValueError(f"others cannot dial {host}: pass advertise= with an address they can")
     return format_address(numeric, port)
+
+
+def _port_range(ports: tuple[int, int] | None) -> dict[str, int]:
+    if ports is None:
+        return {}
+    first, last = ports
+    if not 0 < first <= last < 65536:
+        raise ValueError(f"ports must be a first and a last port, 1 to 65535, not {ports!r}")
+    return {"port_first": first, "port_last": last}
+
+
+def _stream_settings(
+    settings: Settings, streams: int | None, segment_bytes: int | None
+) -> dict[str, int]:
+    """What all peers of a group must agree on: the argument, the environment or the default."""
+    defaults = ffi.new("cc_options *")
+    lib.cc_options_default(defaults)
+    result = {"streams": int(defaults.streams), "segment_bytes": int(defaults.segment_bytes)}
+    for name, given in (("streams", streams), ("segment_bytes", segment_bytes)):
+        value = getattr(settings, name) if given is None else given
+        if value is not None:
+            if not isinstance(value, int) or not 0 < value < 2**32:
+                raise ValueError(f"{name} must be a positive number, not {value!r}")
+            result[name] = value
+    return result
 
 
 def connect(
@@ -112,6 +149,8 @@ def connect(
         segment_bytes: payload of one frame.
         insecure: allow addresses other than loopback though the run has no key.
         on_epoch: called with each new epoch's number, by the agent's thread.
+        native: `congestion`, `send_buffer_bytes`, `receive_buffer_bytes`, `io_max_bytes`: as in
+            `cc_options` of csrc/collectives.h.
 
     Raises:
         CoordinatorUnreachable, Refused, TimedOut: it did not work, and why.
@@ -122,21 +161,23 @@ def connect(
     if url is None:
         raise ValueError("no coordinator: pass its URL or set COLLECTIVES_COORDINATOR")
     times = timeouts or settings.timeouts or LAN
+    if not isinstance(times, Timeouts):
+        raise TypeError(f"timeouts must be a Timeouts, such as LAN or WAN, not {times!r}")
+    timeout_ms(timeout)  # refuses what is no timeout
+    for key in native.keys() - _NATIVE:
+        raise TypeError(f"connect() got an unexpected keyword argument {key!r}")
+    agreed = _stream_settings(settings, streams, segment_bytes)
     options: dict[str, Any] = {
         "transport": transport or settings.transport,
         "interface": interface or settings.interface,
-        "streams": streams or settings.streams,
-        "segment_bytes": segment_bytes or settings.segment_bytes,
         "advertise": _numeric_advertise(advertise),
-        "bind_address": _bind_address(bind, url, insecure),
+        "bind_address": _bind_address(bind, advertise, url, insecure),
+        **agreed,
+        **_port_range(ports),
         **native,
     }
-    if ports is not None:
-        options["port_first"], options["port_last"] = ports
     peer = uuid.uuid4().bytes
     context = Context(peer, times, **options)
-    defaults = ffi.new("cc_options *")
-    lib.cc_options_default(defaults)
     join = messages.Join(
         version=messages.PROTOCOL_VERSION,
         id=peer,
@@ -147,8 +188,7 @@ def connect(
         min_size=min_size,
         address=context.address(),
         host=_host_number(),
-        streams=options["streams"] or defaults.streams,
-        segment_bytes=options["segment_bytes"] or defaults.segment_bytes,
+        **agreed,
     )
     callback = None if on_epoch is None else lambda record: on_epoch(record.epoch)
     agent = Agent(context, url, join, times, callback)

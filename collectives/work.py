@@ -82,12 +82,11 @@ class Work:
             PeerLost, GroupTooSmall, Mismatch, Evicted, OutcomeUnknown, Closed: it failed.
         """
         handle, cc_wait, pending = self._handle, lib.cc_wait, lib.CC_PENDING
-        if timeout is None:
+        if timeout_ms(timeout) < 0:
             while (status := cc_wait(handle, _SLICE_MS)) == pending:
                 pass
         else:
-            if timeout < 0:
-                raise ValueError("timeout must not be negative")
+            assert timeout is not None
             end = time.monotonic() + timeout
             while (status := cc_wait(handle, _slice(end))) == pending:
                 if time.monotonic() >= end:
@@ -160,6 +159,15 @@ class Work:
 
     def __repr__(self) -> str:
         return f"<Work {self._name} {'done' if self.done else 'under way'}>"
+
+
+def timeout_ms(timeout: float | None) -> int:
+    """A timeout in seconds as the core has it: -1 stands for none, and for centuries."""
+    if timeout is None:
+        return -1
+    if not timeout >= 0:
+        raise ValueError(f"timeout must be a number of seconds and not negative, not {timeout!r}")
+    return -1 if timeout > 1e10 else int(timeout * 1000)
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

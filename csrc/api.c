@@ -197,6 +197,7 @@ cc_status cc_prepare(cc_context *context, const cc_member *members, uint32_t cou
         context->rehearsing = true;
         context->prepared = CC_PENDING;
         context->prepared_due = false;
+        context->prepared_peer = (cc_peer_id){0};
         bool all_up = true;
         for (uint32_t i = 0; i < count && status == CC_OK; i++) {
             cc__link *link = cc__links_want(&context->links, &members[i], UINT32_MAX);

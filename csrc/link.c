@@ -407,11 +407,14 @@ int64_t cc__links_tick(cc__links *links, int64_t now) {
         next = link->next;
         tick_link(links, link, now);
         cc__links_probe_again(links, link, now);
+        if (now >= link->fading_ns) cc__links_break(links, link, CC_EVIDENCE_CLOSED, CC_CLOSED);
         bool stranger = link->state == CC__LINK_BROKEN && !link->wanted && !link->in_pending;
         if (stranger) cc__links_drop(links, link); /* it came, was never needed, and went */
     }
     links->next_tick_ns = now + links->timeouts.beat_ms * CC__MS / 2;
-    for (const cc__link *link = links->first; link; link = link->next)
-        if (link->probe_ns < links->next_tick_ns) links->next_tick_ns = link->probe_ns;
+    for (const cc__link *link = links->first; link; link = link->next) {
+        int64_t due = link->probe_ns < link->fading_ns ? link->probe_ns : link->fading_ns;
+        if (due < links->next_tick_ns) links->next_tick_ns = due;
+    }
     return links->next_tick_ns;
 }

@@ -67,6 +67,7 @@ struct cc__link {
     cc_stream probe;    /* asks whether a peer whose link broke still listens */
     int64_t probe_ns;  /* when to ask again; CC__NEVER: not */
     int64_t broken_ns; /* since when it is BROKEN */
+    int64_t fading_ns; /* UP, but a bulk stream has ended: when it counts as broken; or CC__NEVER */
     uint8_t *queue;     /* control frames that wait for the socket */
     size_t queue_start, queue_end, queue_capacity;
     cc__watch watch;

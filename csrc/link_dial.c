@@ -83,6 +83,7 @@ static void probe(cc__links *links, cc__link *link) {
 void cc__links_break(cc__links *links, cc__link *link, cc_evidence_kind evidence,
                      cc_status status) {
     if (link->state != CC__LINK_BROKEN) link->broken_ns = cc__now(&links->clock);
+    link->fading_ns = CC__NEVER;
     bool ask = evidence == CC_EVIDENCE_CLOSED && link->wanted;
     close_channels(links, link, false);
     link->state = CC__LINK_BROKEN;
@@ -115,7 +116,7 @@ static cc__link *new_link(cc__links *links, const cc_peer_id *id) {
     cc__link *link = calloc(1, sizeof *link);
     if (link == NULL) return NULL;
     link->id = *id;
-    link->probe_ns = CC__NEVER;
+    link->probe_ns = link->fading_ns = CC__NEVER;
     for (uint32_t i = 0; i <= CC_STREAMS_MAX; i++) {
         link->channels[i].link = link;
         link->channels[i].index = i;
@@ -263,6 +264,16 @@ static bool proves_death(cc_status status) {
     return status == CC_REFUSED || status == CC_EVICTED;
 }
 
+/* A peer that closes ends all streams at once, and a bulk stream's end may arrive before its last
+ * votes and its BYE on stream 0. So that one decides, for as long as a beat takes. */
+static void fade(cc__links *links, cc__channel *channel) {
+    cc__link *link = channel->link;
+    close_channel(links, channel, false);
+    if (link->fading_ns != CC__NEVER) return;
+    link->fading_ns = cc__now(&links->clock) + links->timeouts.beat_ms * CC__MS;
+    if (link->fading_ns < links->next_tick_ns) links->next_tick_ns = link->fading_ns;
+}
+
 void cc__links_on_closed(cc__links *links, cc_stream stream, cc_status status) {
     for (cc__link *link = links->first; link; link = link->next) {
         if (link->probe != stream) continue;
@@ -284,6 +295,10 @@ void cc__links_on_closed(cc__links *links, cc_stream stream, cc_status status) {
         return;
     }
     cc__link *link = channel->link;
+    if (channel->index > 0 && link->state == CC__LINK_UP && status == CC_CLOSED) {
+        fade(links, channel);
+        return;
+    }
     cc_evidence_kind evidence = CC_EVIDENCE_CLOSED;
     if (!channel->open && proves_death(status)) evidence = CC_EVIDENCE_REFUSED;
     cc__links_break(links, link, evidence, status);

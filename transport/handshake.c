@@ -78,7 +78,7 @@ cc_status cc__hello_unpack(const uint8_t in[CC__HELLO_BYTES], cc__hello_role rol
 cc_status cc__hello_judge(const cc__hello_rules *rules, const cc_hello *dial) {
     if (!rules->has_token || !same_token(rules->token, dial->token)) return CC_EVICTED;
     if (!same_id(&rules->id, &dial->to)) return CC_EVICTED;
-    if (dial->streams != rules->streams || dial->stream > dial->streams ||
+    if (dial->streams != rules->streams || (dial->stream > dial->streams && dial->stream != CC_HELLO_PROBE) ||
         dial->segment_bytes != rules->segment_bytes)
         return CC_PROTOCOL;
     return CC_OK;

@@ -139,7 +139,7 @@ class Peer:
         self.tokens += demo_model.BATCH * comm.size
         if comm.rank == 0 and (self.schedule.is_report(self.step) or self.step == 1):
             self._report(comm)
-        if comm.rank == self.spec["corrupt_rank"] and self.step == self.schedule.steps - 1:
+        if comm.rank == self.spec["corrupt_rank"] and self.step == self.schedule.steps:
             self.state[0].view(np.uint32)[self.model.count // 2] ^= 1
 
     def _report(self, comm: cc.Communicator) -> None:

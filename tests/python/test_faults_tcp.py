@@ -110,9 +110,9 @@ def stream(
             except cc.PeerLost as error:
                 if not first_error_at:
                     first_error_at = time.monotonic()
-                original = values(seed, index, comm.rank, what[1])
-                intact = what[0] == "barrier" or x.tobytes() == original.tobytes()
-                assert intact, f"the input of operation {index} {what} was changed: {error}"
+                has_input = what[0] != "barrier" and (what[0] != "broadcast" or what[3] == comm.rank)
+                original = values(seed, index, comm.rank, what[1]) if has_input else x
+                assert x.tobytes() == original.tobytes(), f"the input of operation {index} {what} was changed: {error}"
                 found[index] = "PeerLost"
                 errors.append({"rank": error.rank, "peer": error.peer, "text": str(error)})
                 touched = touched or index
@@ -195,7 +195,9 @@ def test_kill_one_of_four_at_random_moments(seed: int) -> None:
                 for record in records:
                     for error in record["errors"]:
                         assert error["rank"] == victim, error
-                        assert error["peer"] == known[victim], error
+                        # Of a root that was lost before the call the core knows the rank alone.
+                        unknown = "its root" in error["text"] and error["peer"] is None
+                        assert unknown or error["peer"] == known[victim], error
                     if record["first_error_at"]:
                         delays.append(record["first_error_at"] - killed_at)
                 by_rank.pop(victim).reap()

@@ -189,53 +189,49 @@ class Runner:
         for spec in specs:
             self.lanes.setdefault(spec.lane, []).append(spec)
         self.posted: dict[int, dict[int, list[Operation]]] = {}
+        self.closed: dict[tuple[int, int], int] = {}  # how many are done: they end in order
 
     def operations(self, peer: Peer, lane: int) -> list[Operation]:
         return self.posted.setdefault(peer.index, {}).setdefault(lane, [])
 
-    def left(self, peer: Peer) -> list[int]:
-        """Lanes in which a peer has something to post and may."""
-        found = []
-        for lane, specs in self.lanes.items():
-            mine = self.operations(peer, lane)
-            open_ops = sum(not op.done for op in mine[-self.ahead :])
-            if len(mine) < len(specs) and open_ops < self.ahead:
-                found.append(lane)
-        return found
+    def open(self, peer: Peer, lane: int) -> int:
+        """How many operations of a peer are open in a lane."""
+        mine = self.operations(peer, lane)
+        done = self.closed.get((peer.index, lane), 0)
+        while done < len(mine) and mine[done].done:
+            done += 1
+        self.closed[peer.index, lane] = done
+        return len(mine) - done
 
-    def post_some(self, peers: Sequence[Peer], chance: float = 0.3) -> None:
-        """Lets each peer post something, or not."""
+    def left(self, peer: Peer) -> list[int]:
+        """Lanes in which a peer has something left to post."""
+        return [n for n, specs in self.lanes.items() if len(self.operations(peer, n)) < len(specs)]
+
+    def post_some(self, peers: Sequence[Peer], chance: float = 0.3) -> bool:
+        """Lets each peer post something, or not. Returns whether anything is left to post."""
         rng = self.world.random
+        left = False
         for peer in peers:
-            if rng.random() > chance or not peer.alive or peer.paused:
-                continue
             lanes = self.left(peer)
-            if not lanes:
+            left |= bool(lanes)
+            if not lanes or rng.random() > chance or not peer.alive or peer.paused:
                 continue
             lane = rng.choice(lanes)
+            room = self.ahead - self.open(peer, lane)
             mine = self.operations(peer, lane)
-            for spec in self.lanes[lane][len(mine) :][: rng.choice([1, 1, 1, 4])]:
+            for spec in self.lanes[lane][len(mine) :][: min(room, rng.choice([1, 1, 1, 4]))]:
                 record = self.world.record
                 mine.append(post(peer, spec, record.world, record.ranks[peer.index]))
+        self.world.stride_ns = 40 * US if left else None
+        return left
 
     def complete(self, peers: Sequence[Peer]) -> bool:
-        for peer in peers:
-            for lane, specs in self.lanes.items():
-                mine = self.operations(peer, lane)
-                if len(mine) < len(specs) or not all(op.done for op in reversed(mine)):
-                    return False
-        return True
+        """Whether all have posted all, and all of it is done."""
+        return not any(self.left(p) or any(self.open(p, n) for n in self.lanes) for p in peers)
 
     def run(self, peers: Sequence[Peer]) -> None:
         """Without faults, to the end."""
-
-        def over() -> bool:
-            self.post_some(peers)
-            left = any(self.left(peer) for peer in peers)
-            self.world.stride_ns = 40 * US if left else None
-            return not left and self.complete(peers)
-
-        self.world.run(over)
+        self.world.run(lambda: not self.post_some(peers) and self.complete(peers))
 
     def rows(self) -> list[tuple[Spec, dict[int, Operation]]]:
         """Every call with the operations of those who made it, by index of the peer."""

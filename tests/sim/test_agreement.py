@@ -152,7 +152,7 @@ def test_a_death_at_every_moment_of_an_all_reduce(n: int, algorithm: str, count:
         return world, [post_all(world, Spec("all_reduce", count, "float32", "sum", algorithm,
                                             in_place=True, seed=5))]
 
-    outcomes = every_death(prepare, n, seed, 150)
+    outcomes = every_death(prepare, n, seed, 120)
     # The method can tell: some deaths came early enough to interrupt, some too late.
     assert outcomes == {OK, PEER_LOST}
 

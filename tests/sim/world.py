@@ -83,7 +83,8 @@ class Operation:
 
     @property
     def message(self) -> str:
-        return text(self.info.message)
+        info = self.info  # what it points to lives as long as this
+        return text(info.message)
 
     @property
     def intact(self) -> bool:
@@ -97,7 +98,7 @@ class Peer:
     def __init__(self, world: World, index: int, **options: Any) -> None:
         self.world = world
         self.index = index
-        self.id = bytes([index + 1]) * 16
+        self.id = (index + 1).to_bytes(2, "big") * 8
         native = ffi.new("cc_options *")
         lib.cc_options_default(native)
         name = ffi.new("char[]", b"sim")
@@ -119,6 +120,7 @@ class Peer:
         address = ffi.new("char[]", int(lib.CC_ADDRESS_MAX))
         lib.cc_context_address(self.context, address)
         self.address = text(address)
+        self.operations: list[Operation] = []  # kept: their buffers are the library's while open
         self.alive = True  # its process runs
         self.paused = False
         self.report: Any = None  # the last one, of whatever epoch
@@ -162,6 +164,7 @@ class Peer:
             raise Refused(status, text(message))
         operation.work = ffi.gc(work[0], lib.cc_work_free)
         self.world.touch()
+        self.operations.append(operation)
         return operation
 
     def take_events(self) -> None:
@@ -187,7 +190,9 @@ class Peer:
         if not self.sealed:
             return {}
         found = self.report.evidence[0 : self.report.n_evidence]
-        return {item.peer.bytes[0] - 1: int(item.kind) for item in found}
+        return {
+            int.from_bytes(bytes(item.peer.bytes[0:2]), "big") - 1: int(item.kind) for item in found
+        }
 
     @property
     def lanes(self) -> dict[int, Any]:
@@ -503,3 +508,25 @@ class World:
             return not left
 
         self.run(complete, limit_ms)
+
+
+def prepare_joiner(
+    world: World, joiner: Peer, members: Sequence[Peer] | None = None
+) -> tuple[int, bytes]:
+    """A joiner's rehearsal: its result, and who made it fail."""
+    members = world.members if members is None else members
+    table = ffi.new("cc_member[]", max(1, len(members)))
+    for entry, peer in zip(table, members, strict=False):
+        entry.id.bytes = peer.id
+        entry.serial = peer.index + 1
+        entry.address = peer.address.encode()
+    joiner.prepared = None
+    others = world.peers
+    if joiner not in others:  # a stranger to the world: it is stepped only here
+        world.peers = [*others, joiner]
+    assert lib.cc_prepare(joiner.context, table, len(members)) == OK
+    world.touch()
+    world.run(lambda: joiner.prepared is not None)
+    world.peers = others
+    assert joiner.prepared is not None
+    return joiner.prepared

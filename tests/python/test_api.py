@@ -1,0 +1,733 @@
+"""What users hold: waiting, interrupting, closing, joining and leaving, and what must not be left
+behind: threads, descriptors, output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import textwrap
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cluster import SMALL, Cluster, Peer, Worker, close, results, scaled
+
+import collectives as cc
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def total(worker: Worker) -> int:
+    return int(worker.comm.all_reduce(np.array([1]))[0])
+
+
+def state(worker: Worker) -> dict[str, Any]:
+    comm = worker.comm
+    return {
+        "rank": comm.rank,
+        "size": comm.size,
+        "epoch": comm.epoch,
+        "names": [member.name for member in comm.members],
+        "ranks": [member.rank for member in comm.members],
+        "alive": [member.alive for member in comm.members],
+        "ids": [member.id for member in comm.members],
+        "pending": comm.pending,
+    }
+
+
+# ---- waiting -------------------------------------------------------------------------------------
+
+
+def impatient(worker: Worker) -> tuple[list[str], list[float], bool]:
+    """A call: waits with limits for an operation that the other one has not called yet."""
+    x = np.arange(50_000.0)
+    work = worker.comm.all_reduce(x, async_op=True)
+    ends, took = [], []
+    for limit in (0, 0.001, 0.05, 0.2):
+        began = time.monotonic()
+        try:
+            work.wait(limit)
+            ends.append("ok")
+        except cc.TimedOut as error:
+            assert isinstance(error, TimeoutError) and "goes on" in str(error)
+            ends.append("TimedOut")
+        took.append(time.monotonic() - began - limit)
+    assert not work.done
+    assert "under way" in repr(work)
+    with pytest.raises(RuntimeError):
+        _ = work.info
+    with pytest.raises(ValueError):
+        work.wait(-1)
+    worker.note("waited")
+    result = work.wait(20)
+    assert work.done and work.wait() is result and work.wait(0) is result
+    info = work.info
+    assert (info.sequence, info.contributors, info.attempts) == (1, 2, 1)
+    return ends, took, bool((result == 2 * x).all())
+
+
+def same_sum(worker: Worker) -> None:
+    worker.comm.all_reduce(np.arange(50_000.0))
+
+
+def test_wait_with_a_limit_only_stops_waiting() -> None:
+    with Cluster(2, **SMALL) as group:
+        call = group.peers[0].start(impatient)
+        assert group.peers[0].wait_note() == "waited"
+        group.peers[1].call(same_sum)
+        ends, took, right = call.result()
+        assert ends == ["TimedOut"] * 4 and right
+        assert max(took) < 0.5
+
+
+def several_waiters(worker: Worker) -> list[float]:
+    """A call: five threads wait for one work."""
+    work = worker.comm.all_reduce(np.ones(100), async_op=True)
+    found: list[float] = []
+
+    def wait() -> None:
+        found.append(float(work.wait(20)[0]))
+
+    threads = [threading.Thread(target=wait) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    worker.note("waiting")
+    for thread in threads:
+        thread.join(20)
+    return found
+
+
+def test_several_threads_wait_for_the_same_work() -> None:
+    with Cluster(2) as group:
+        call = group.peers[0].start(several_waiters)
+        assert group.peers[0].wait_note() == "waiting"
+        group.peers[1].call(hundred)
+        assert call.result() == [2.0] * 5
+
+
+def hundred(worker: Worker) -> None:
+    worker.comm.all_reduce(np.ones(100))
+
+
+# ---- Ctrl-C --------------------------------------------------------------------------------------
+
+
+def interrupted(worker: Worker) -> tuple[str, float]:
+    """A call: waits until SIGINT comes."""
+    worker.note("waiting")
+    try:
+        worker.comm.all_reduce(np.ones(100))
+    except KeyboardInterrupt:
+        return "KeyboardInterrupt", time.monotonic()
+    return "ok", time.monotonic()
+
+
+def interrupted_join(worker: Worker, url: str) -> tuple[str, float]:
+    """A call: waits in connect until SIGINT comes."""
+    worker.note("waiting")
+    try:
+        worker.comm = cc.connect(url, size=2)
+    except KeyboardInterrupt:
+        return "KeyboardInterrupt", time.monotonic()
+    return "ok", time.monotonic()
+
+
+def test_interrupt_while_waiting() -> None:
+    """The operation goes on, and completes once the other one has called it as well."""
+    delays = []
+    with Cluster(2) as group:
+        waiter, other = group.peers
+        for _ in range(5):
+            call = waiter.start(interrupted)
+            waiter.wait_note()
+            sent_at = waiter.signal(signal.SIGINT)
+            name, at = call.result(10)
+            assert name == "KeyboardInterrupt"
+            delays.append(at - sent_at)
+            other.call(hundred)
+            assert group.each(total) == [2, 2]
+        waiter.call(close, limit=5)
+    print(f"from SIGINT to KeyboardInterrupt: at most {max(delays) * 1000:.0f} ms")
+    assert max(delays) < 0.5
+
+
+def test_interrupt_and_close_with_the_operation_open() -> None:
+    with Cluster(2) as group:
+        waiter, other = group.peers
+        call = waiter.start(interrupted)
+        waiter.wait_note()
+        waiter.signal(signal.SIGINT)
+        assert call.result(10)[0] == "KeyboardInterrupt"
+        began = time.monotonic()
+        waiter.call(close, limit=5)
+        assert time.monotonic() - began < 3
+        (name,) = {other.call(how_it_ends)}
+        assert name == "PeerLost"
+
+
+def how_it_ends(worker: Worker) -> str:
+    try:
+        worker.comm.all_reduce(np.ones(100))
+    except cc.CollectivesError as error:
+        return type(error).__name__
+    return "ok"
+
+
+def test_interrupt_while_connecting() -> None:
+    with Cluster(0) as group:
+        (peer,) = group.add(1)
+        for _ in range(3):
+            call = peer.start(interrupted_join, group.url)
+            peer.wait_note()
+            sent_at = peer.signal(signal.SIGINT)
+            name, at = call.result(10)
+            assert name == "KeyboardInterrupt" and at - sent_at < 1.5
+        first, second = peer, *group.add(1)
+        group.form([first, second])  # nothing of the interrupted ones is in the way
+        assert group.each(total) == [2, 2]
+
+
+# ---- the end -------------------------------------------------------------------------------------
+
+
+def closed_calls(worker: Worker) -> list[str]:
+    """A call: closes, twice, and tells what calls afterwards end in."""
+    comm = worker.comm
+    assert comm.all_reduce(np.array([1]))[0] == comm.size
+    comm.close()
+    comm.close()
+    comm.abort()
+    found = []
+    for call in (
+        lambda: comm.all_reduce(np.ones(3)),
+        lambda: comm.all_gather(np.ones(3), async_op=True),
+        lambda: comm.broadcast(np.ones(3)),
+        comm.barrier,
+        comm.admit,
+        comm.leave,
+    ):
+        try:
+            call()
+            found.append("ok")
+        except cc.CollectivesError as error:
+            found.append(type(error).__name__)
+    assert "closed" in repr(comm)
+    assert comm.rank in range(comm.size) and len(comm.members) == comm.size
+    assert comm.stats["epochs"] >= 0
+    return found
+
+
+def test_after_close_everything_is_closed() -> None:
+    with Cluster(2) as group:
+        for found in group.each(closed_calls):
+            assert found == ["Closed"] * 6
+
+
+def close_under_waiters(worker: Worker) -> list[str]:
+    """A call: closes while threads wait, in several ways, for what never completes."""
+    comm, found = worker.comm, []
+
+    def wait(call: Callable[[], Any]) -> None:
+        try:
+            call()
+            found.append("ok")
+        except cc.CollectivesError as error:
+            found.append(type(error).__name__)
+
+    works = [comm.all_reduce(np.ones(100_000), async_op=True, lane=lane) for lane in range(3)]
+    calls = [works[0].wait, works[1].wait, lambda: works[2].wait(20), works[0].wait]
+    calls += [lambda: comm.barrier(lane=5), lambda: comm.all_gather(np.ones(5), lane=6)]
+    threads = [threading.Thread(target=wait, args=(call,)) for call in calls]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 10
+    while comm.stats["operations"] < 0 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    time.sleep(0.05)  # so that they do wait; if they do not yet, they find it closed
+    comm.close()
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive(), "a waiter hangs after close"
+    return found
+
+
+def test_close_wakes_all_who_wait() -> None:
+    with Cluster(2, **SMALL) as group:
+        assert group.peers[0].call(close_under_waiters) == ["Closed"] * 6
+        assert group.peers[1].call(how_it_ends) == "PeerLost"
+
+
+def with_statement(worker: Worker, url: str, fails: bool) -> str:
+    """A call: uses a communicator in a with statement that may fail."""
+    try:
+        with cc.connect(url, group=f"with {fails}") as comm:
+            assert comm.all_reduce(np.array([5]))[0] == 5
+            if fails:
+                raise KeyError("inside")
+    except KeyError:
+        pass
+    with pytest.raises(cc.Closed):
+        comm.barrier()
+    return comm.__repr__()
+
+
+def test_with_statement() -> None:
+    with Cluster(0) as group:
+        (peer,) = group.add(1)
+        for fails in (False, True):
+            assert "closed" in peer.call(with_statement, group.url, fails)
+
+
+PROGRAM = """
+    import sys
+    import numpy as np
+    import collectives as cc
+
+    comm = cc.connect(sys.argv[1], group=sys.argv[2], size=int(sys.argv[3]))
+    works = []
+    total = comm.all_reduce(np.ones(1000))
+    assert (total == comm.size).all()
+    {end}
+"""
+
+ENDS = {
+    "falls off the end": "",
+    "works open": "works = [comm.all_reduce(np.ones(9999), async_op=True) for _ in range(9)]",
+    "exit": "sys.exit(0)",
+    "communicator dropped": "del comm",
+    "communicator in a cycle": "comm.me = comm; del comm",
+    "work dropped": "comm.all_reduce(np.ones(9999), async_op=True); del comm",
+    "unbound module": "import collectives._core; comm.barrier()",
+}
+
+
+@pytest.mark.parametrize("end", list(ENDS))
+def test_a_program_that_ends_without_close(
+    end: str, spawn: Callable[..., Any], tmp_path: Path
+) -> None:
+    """It ends by itself, soon, with status 0 and without a word."""
+    file = tmp_path / "program.py"
+    file.write_text(textwrap.dedent(PROGRAM).replace("{end}", ENDS[end]))
+    with Cluster(0) as group:
+        children = [spawn("python", file, group.url, end, 2) for _ in range(2)]
+        for child in children:
+            assert child.wait(15) == 0, child.output
+            assert child.output == ""
+
+
+def test_a_program_with_an_error_says_only_that(spawn: Callable[..., Any], tmp_path: Path) -> None:
+    file = tmp_path / "program.py"
+    text = PROGRAM.replace("{end}", "raise SystemExit('the end')")
+    file.write_text(textwrap.dedent(text))
+    with Cluster(0) as group:
+        children = [spawn("python", file, group.url, "errors", 2) for _ in range(2)]
+        for child in children:
+            assert child.wait(15) == 1
+            assert child.output.strip() == "the end"
+
+
+def open_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def threads_here() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+def many_rounds(worker: Worker, url: str, number: int, rounds: int) -> list[tuple[int, int]]:
+    """A call: connects and closes again and again; counts descriptors and threads after each."""
+    counts = []
+    for round_number in range(rounds):
+        comm = cc.connect(url, group=f"round {round_number}", size=2, rank=number)
+        comm.all_reduce(np.ones(5000))
+        works = [comm.all_reduce(np.ones(50), async_op=True) for _ in range(3)]
+        if round_number % 3 == 0:
+            works[-1].wait()
+        comm.barrier()
+        if round_number % 4 == 3:
+            comm.abort()
+        else:
+            comm.close()
+        del comm, works
+        counts.append((open_descriptors(), threads_here()))
+    return counts
+
+
+def test_descriptors_and_threads_do_not_leak() -> None:
+    with Cluster(0) as group:
+        group.add(2)
+        calls = [peer.start(many_rounds, group.url, i, 20) for i, peer in enumerate(group.peers)]
+        for counts in results(calls):
+            # The first rounds start ZeroMQ; what it closes in the background may lag behind.
+            descriptors, threads = zip(*counts, strict=True)
+            assert min(descriptors[-5:]) <= max(descriptors[:5]), descriptors
+            assert min(threads[-5:]) <= max(threads[:5]), threads
+
+
+def failing_rounds(worker: Worker, url: str, rounds: int) -> list[tuple[int, int]]:
+    """A call: connects in vain again and again."""
+    counts = []
+    for _ in range(rounds):
+        with pytest.raises(cc.CollectivesError):
+            cc.connect(url, group="nobody comes", size=2, timeout=0.05)
+        counts.append((open_descriptors(), threads_here()))
+    return counts
+
+
+def test_failed_connects_do_not_leak() -> None:
+    with Cluster(0) as group:
+        (peer,) = group.add(1)
+        descriptors, threads = zip(*peer.call(failing_rounds, group.url, 20), strict=True)
+        assert min(descriptors[-5:]) <= max(descriptors[:5]), descriptors
+        assert min(threads[-5:]) <= max(threads[:5]), threads
+
+
+# ---- threads -------------------------------------------------------------------------------------
+
+
+def two_lanes(worker: Worker, rounds: int) -> list[str]:
+    """A call: two threads, each with a lane; one with large, one with small operations."""
+    comm, wrong = worker.comm, []
+
+    def run(lane: int, count: int) -> None:
+        try:
+            for number in range(rounds):
+                x = np.full(count, number + comm.rank, np.float32)
+                comm.all_reduce(x, out=x, lane=lane)
+                if x[0] != sum(number + rank for rank in range(comm.size)):
+                    wrong.append(f"lane {lane}, {number}: {x[0]}")
+        except Exception as error:
+            wrong.append(repr(error))
+
+    threads = [
+        threading.Thread(target=run, args=arguments) for arguments in ((0, 30_000), (1, 10))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+        if thread.is_alive():
+            wrong.append("a thread hangs")
+    return wrong
+
+
+def test_two_threads_with_a_lane_each() -> None:
+    with Cluster(3) as group:
+        assert group.each(two_lanes, 150) == [[]] * 3
+
+
+def many_communicators(worker: Worker, url: str, count: int, rank: int) -> list[int]:
+    """A call: members of several groups in one process, used in turn and together."""
+    comms = [cc.connect(url, group=f"group {i}", size=2, rank=rank) for i in range(count)]
+    works = [comm.all_reduce(np.full(2000, i), async_op=True) for i, comm in enumerate(comms)]
+    found = [int(work.wait()[0]) for work in reversed(works)]
+    for comm in comms:
+        comm.barrier()
+        comm.close()
+    return found
+
+
+def test_several_groups_in_one_process() -> None:
+    with Cluster(0) as group:
+        group.add(2)
+        calls = [
+            peer.start(many_communicators, group.url, 5, rank)
+            for rank, peer in enumerate(group.peers)
+        ]
+        assert results(calls) == [[8, 6, 4, 2, 0]] * 2
+
+
+# ---- joining and leaving -------------------------------------------------------------------------
+
+
+def wait_pending(worker: Worker, joiners: int) -> None:
+    deadline = time.monotonic() + 10
+    while worker.comm.pending != joiners:
+        assert time.monotonic() < deadline, f"pending is {worker.comm.pending}, not {joiners}"
+        time.sleep(0.002)
+
+
+def admit(worker: Worker) -> dict[str, Any]:
+    change = worker.comm.admit()
+    return {
+        "epoch": change.epoch,
+        "joined": [(member.rank, member.name) for member in change.joined],
+        "left": [(member.rank, member.name) for member in change.left],
+        "changed": bool(change),
+        "size": worker.comm.size,
+        "rank": worker.comm.rank,
+    }
+
+
+def leave(worker: Worker) -> str:
+    worker.comm.leave()
+    with pytest.raises(cc.Closed):
+        worker.comm.barrier()
+    return repr(worker.comm)
+
+
+def with_names(group: Cluster, peers: list[Peer]) -> None:
+    calls = [
+        group.start_join(peer, name=f"peer {i}", rank=i, size=len(peers))
+        for i, peer in enumerate(peers)
+    ]
+    results(calls)
+
+
+def test_one_alone_is_a_group() -> None:
+    with Cluster(1) as group:
+        (peer,) = group.peers
+        assert peer.call(total) == 1
+        assert peer.call(admit)["changed"] is False
+        found = peer.call(state)
+        assert (found["rank"], found["size"], found["alive"]) == (0, 1, [True])
+        peer.call(leave)
+
+
+def test_admit_when_nobody_waits_changes_nothing() -> None:
+    with Cluster(3) as group:
+        before = group.peers[0].call(state)
+        for _ in range(20):
+            for change in group.each(admit):
+                assert not change["changed"] and change["epoch"] == before["epoch"]
+                assert change["joined"] == change["left"] == []
+        assert group.peers[0].call(state) == before
+
+
+def work_then_admit(worker: Worker, count: int) -> tuple[list[int], dict[str, Any], list[int]]:
+    """A call: several operations in flight, a boundary behind them, and operations after it."""
+    comm = worker.comm
+    before = [comm.all_reduce(np.full(3000, i), async_op=True, lane=i % 3) for i in range(count)]
+    change = admit(worker)
+    assert all(work.done for work in before), "admit waits for what was posted before"
+    after = [comm.all_reduce(np.full(3000, i), async_op=True) for i in range(count)]
+    return [int(w.wait()[0]) for w in before], change, [int(w.wait()[0]) for w in after]
+
+
+def sums(worker: Worker, count: int) -> list[int]:
+    works = [worker.comm.all_reduce(np.full(3000, i), async_op=True) for i in range(count)]
+    return [int(work.wait()[0]) for work in works]
+
+
+def test_two_joiners_at_once_with_operations_in_flight() -> None:
+    with Cluster(0, **SMALL) as group:
+        members = group.add(2)
+        with_names(group, members)
+        joiners = group.add(2)
+        joining = [
+            group.start_join(peer, size=2, name=f"new {i}") for i, peer in enumerate(joiners)
+        ]
+        group.each(wait_pending, 2, peers=members)
+        calls = group.start(work_then_admit, 10, peers=members)
+        assert sorted(results(joining)) == [2, 3]
+        late = group.start(sums, 10, peers=joiners)
+        for before, change, after in results(calls):
+            assert before == [2 * i for i in range(10)]
+            assert after == [4 * i for i in range(10)]
+            assert [rank for rank, _ in change["joined"]] == [2, 3]
+            assert {name for _, name in change["joined"]} == {"new 0", "new 1"}
+            assert change["left"] == [] and change["changed"] and change["size"] == 4
+        assert results(late) == [[4 * i for i in range(10)]] * 2
+        states = group.each(state)
+        for found in states:
+            assert found["ids"] == states[0]["ids"]
+            assert found["names"] == states[0]["names"]
+            assert found["epoch"] == states[0]["epoch"]
+            assert found["alive"] == [True] * 4 and found["pending"] == 0
+        assert [found["rank"] for found in states] == [
+            *(0, 1),
+            states[0]["names"].index("new 0"),
+            states[0]["names"].index("new 1"),
+        ]
+
+
+def test_a_joiner_that_nobody_admits_times_out_and_says_why() -> None:
+    with Cluster(2) as group:
+        (joiner,) = group.add(1)
+        began = time.monotonic()
+        with pytest.raises(cc.TimedOut, match=r"admit\(\)"):
+            group.start_join(joiner, size=2, timeout=0.5).result()
+        assert time.monotonic() - began < 2.5
+        assert group.each(total, peers=group.peers[:2]) == [2, 2]
+        group.each(wait_pending, 0, peers=group.peers[:2])
+        assert [c["changed"] for c in group.each(admit, peers=group.peers[:2])] == [False] * 2
+
+
+@pytest.mark.parametrize("leaver", [0, 1, 2])
+def test_one_leaves_while_the_others_admit(leaver: int) -> None:
+    with Cluster(0) as group:
+        with_names(group, group.add(3))
+        for _ in range(2):
+            assert group.each(total) == [3] * 3
+        stay = [peer for rank, peer in enumerate(group.peers) if rank != leaver]
+        leaving = group.peers[leaver].start(leave)
+        changes = group.each(admit, peers=stay)
+        assert "closed" in leaving.result(10)
+        for rank, change in enumerate(changes):
+            assert change["left"] == [(leaver, f"peer {leaver}")]
+            assert (change["rank"], change["size"]) == (rank, 2)
+        assert group.each(total, peers=stay) == [2, 2]
+
+
+def test_all_leave_together() -> None:
+    with Cluster(3) as group:
+        assert group.each(total) == [3] * 3
+        group.each(leave)
+        group.form(group.peers)  # a new lineage of the same name
+        assert group.each(total) == [3] * 3
+
+
+def test_one_leaves_as_another_joins() -> None:
+    with Cluster(0) as group:
+        members = group.add(3)
+        with_names(group, members)
+        (joiner,) = group.add(1)
+        joining = group.start_join(joiner, size=3, name="new")
+        group.each(wait_pending, 1, peers=members)
+        leaving = members[0].start(leave)
+        changes = group.each(admit, peers=members[1:])
+        leaving.result(10)
+        assert joining.result() == 2
+        for change in changes:
+            assert change["left"] == [(0, "peer 0")] and change["joined"] == [(2, "new")]
+        assert group.each(total, peers=[*members[1:], joiner]) == [3] * 3
+
+
+def wait_for_a_death(worker: Worker, rank: int) -> None:
+    deadline = time.monotonic() + 10
+    while worker.comm.members[rank].alive:
+        assert time.monotonic() < deadline
+        with contextlib.suppress(cc.PeerLost):
+            worker.comm.all_reduce(np.ones(1))
+
+
+def test_ranks_stay_until_admit_and_close_up_then() -> None:
+    with Cluster(0) as group:
+        members = group.add(4)
+        with_names(group, members)
+        members[1].kill()
+        left = [members[0], members[2], members[3]]
+        calls = group.start(wait_for_a_death, 1, peers=left)
+        for call in calls:
+            call.outcome(15)
+        for rank, peer in zip((0, 2, 3), left, strict=True):
+            found = peer.call(state)
+            assert (found["rank"], found["size"]) == (rank, 4)
+            assert found["alive"] == [True, False, True, True]
+        changes = group.each(admit, peers=left)
+        for rank, change in enumerate(changes):
+            assert (change["rank"], change["size"]) == (rank, 3)
+            assert change["left"] == [(1, "peer 1")] and change["joined"] == []
+        assert group.each(total, peers=left) == [3] * 3
+
+
+def gather_ranks(worker: Worker) -> list[int]:
+    return worker.comm.all_gather(np.array([worker.comm.rank + 1])).ravel().tolist()
+
+
+def test_all_gather_has_a_row_of_zeros_for_a_hole() -> None:
+    with Cluster(3) as group:
+        assert group.each(gather_ranks) == [[1, 2, 3]] * 3
+        group.peers[1].kill()
+        left = [group.peers[0], group.peers[2]]
+        for call in group.start(wait_for_a_death, 1, peers=left):
+            call.outcome(15)
+        assert group.each(gather_ranks, peers=left) == [[1, 0, 3]] * 2
+        for name, text in group.each(broadcast_from, 1, peers=left):
+            assert name == "PeerLost" and "root" in text
+        assert group.each(broadcast_from, 2, peers=left) == [("ok", "")] * 2
+
+
+def broadcast_from(worker: Worker, root: int) -> tuple[str, str]:
+    try:
+        result = worker.comm.broadcast(np.full(3, worker.comm.rank), root)
+        assert (result == root).all()
+    except cc.PeerLost as error:
+        assert error.rank == root
+        return "PeerLost", str(error)
+    return "ok", ""
+
+
+def test_close_while_others_wait_for_it() -> None:
+    """An orderly close is told at once: nobody waits for a time limit."""
+    with Cluster(3) as group:
+        assert group.each(total) == [3] * 3
+        calls = group.start(how_it_ends_at, peers=group.peers[:2])
+        for peer in group.peers[:2]:
+            peer.wait_note()
+        closed_at = time.monotonic()
+        group.peers[2].call(close)
+        for name, at in results(calls):
+            assert name == "PeerLost" and at - closed_at < 1.0
+        assert group.each(total, peers=group.peers[:2]) == [2, 2]
+
+
+def how_it_ends_at(worker: Worker) -> tuple[str, float]:
+    worker.note("waiting")
+    return how_it_ends(worker), time.monotonic()
+
+
+def epochs_seen(worker: Worker, url: str) -> None:
+    """A call: joins with a callback that writes the epochs down."""
+    worker.kept["epochs"] = []
+    worker.comm = cc.connect(url, size=2, on_epoch=worker.kept["epochs"].append)
+
+
+def kept_epochs(worker: Worker) -> tuple[list[int], int]:
+    return worker.kept["epochs"], worker.comm.epoch
+
+
+def test_on_epoch_is_called_for_each_epoch() -> None:
+    with Cluster(0) as group:
+        first, second = group.add(2)
+        joining = first.start(epochs_seen, group.url)
+        second.call(epochs_seen, group.url)
+        joining.result()
+        (joiner,) = group.add(1)
+        joined = group.start_join(joiner, size=2)
+        group.each(wait_pending, 1, peers=[first, second])
+        group.each(admit, peers=[first, second])
+        joined.result()
+        seen, now = first.call(kept_epochs)
+        assert seen == sorted(set(seen)) and seen[-1] == now and len(seen) == 2
+
+
+def churn(worker: Worker, seed: int, steps: int) -> list[int]:
+    """A call: sums and boundaries; a member leaves when told to by the schedule."""
+    comm, sizes = worker.comm, []
+    for _ in range(steps):
+        sizes.append(int(comm.all_reduce(np.array([1]))[0]))
+        assert sizes[-1] == comm.size
+        comm.admit()
+    return sizes
+
+
+def test_members_come_and_go_many_times(seed: int) -> None:
+    rng = random.Random(seed)
+    with Cluster(0, timeouts=scaled(cc.LAN, linger=0.5)) as group:
+        members = group.add(2)
+        with_names(group, members)
+        idle: list[Peer] = group.add(3)
+        for _ in range(12):
+            coming = [idle.pop() for _ in range(rng.randint(0, min(2, len(idle))))]
+            going = rng.sample(members, rng.randint(0, min(2, len(members) - 1)))
+            joining = [group.start_join(peer, size=2) for peer in coming]
+            group.each(wait_pending, len(coming), peers=members)
+            leaving = [peer.start(leave) for peer in going]
+            staying = [peer for peer in members if peer not in going]
+            changes = group.each(admit, peers=staying)
+            results([*joining, *leaving])
+            for change in changes:
+                assert (len(change["joined"]), len(change["left"])) == (len(coming), len(going))
+            members = staying + coming
+            idle += going
+            assert group.each(total, peers=members) == [len(members)] * len(members)
+            states = [found["ids"] for found in group.each(state, peers=members)]
+            assert all(ids == states[0] for ids in states)
