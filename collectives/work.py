@@ -148,10 +148,11 @@ class Work:
             try:
                 os.set_blocking(writer, False)
                 loop.add_reader(reader, _resolve, future)
-                lib.cc_work_notify(self._handle, writer)
+                if lib.cc_work_notify(self._handle, writer) != lib.CC_OK:
+                    raise MemoryError("no memory for one more task that awaits this Work")
                 await future
             finally:
-                lib.cc_work_notify(self._handle, -1)
+                lib.cc_work_forget(self._handle, writer)
                 loop.remove_reader(reader)
                 os.close(reader)
                 os.close(writer)

@@ -323,14 +323,31 @@ cc_status cc_wait(cc_work *work, int64_t timeout_ms) {
     return cc__progress_wait(work->context, work, timeout_ms);
 }
 
-void cc_work_notify(cc_work *work, int fd) {
+cc_status cc_work_notify(cc_work *work, int fd) {
     cc_context *context = work->context;
+    cc_status status = CC_OK;
     cc__lock(context);
     bool complete = atomic_load(&work->complete);
-    if (!complete) work->notify_fd = fd;
+    if (!complete) {
+        int *fds = realloc(work->notify_fds, (work->n_notify + 1) * sizeof *fds);
+        if (fds) {
+            fds[work->n_notify++] = fd;
+            work->notify_fds = fds;
+        } else {
+            status = CC_NO_MEMORY;
+        }
+    }
     cc__unlock(context);
     uint64_t one = 1;
-    if (complete && fd >= 0 && write(fd, &one, sizeof one) < 0) return;
+    if (complete && write(fd, &one, sizeof one) < 0) return CC_SYSTEM;
+    return status;
+}
+
+void cc_work_forget(cc_work *work, int fd) {
+    cc__lock(work->context);
+    for (uint32_t i = 0; i < work->n_notify; i++)
+        if (work->notify_fds[i] == fd) work->notify_fds[i--] = work->notify_fds[--work->n_notify];
+    cc__unlock(work->context);
 }
 
 void cc_work_info(const cc_work *work, cc_info *out) {

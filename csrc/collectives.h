@@ -278,9 +278,11 @@ cc_status cc_post(cc_context *context, uint32_t group, const cc_request *request
  * operation's buffers any more. */
 cc_status cc_wait(cc_work *work, int64_t timeout_ms);
 
-/* Writes 8 bytes (the number 1) to `fd` once the work is complete, at once if it is. The caller
- * owns fd and keeps it open until then, or until cc_work_notify(work, -1) has returned. */
-void cc_work_notify(cc_work *work, int fd);
+/* Writes 8 bytes (the number 1) to `fd` once the work is complete, at once if it is. Any number of
+ * descriptors may wait. The caller owns fd and keeps it open until it was written to, or until
+ * cc_work_forget(work, fd) has returned. */
+cc_status cc_work_notify(cc_work *work, int fd);
+void cc_work_forget(cc_work *work, int fd);
 
 #define CC_MISSING_BYTES 128
 

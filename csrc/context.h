@@ -20,10 +20,10 @@ struct cc_context {
     cc__links links;
     cc__group *groups[CC_GROUPS_MAX];
     uint32_t n_groups;
-    bool more; /* something stopped only for fairness */
+    bool more;          /* something stopped only for fairness */
     int64_t next_ns;    /* when a step is due at the latest */
     int64_t stepped_ns; /* when the last one was */
-    uint64_t finished; /* operations, of all groups; what waiters look at */
+    uint64_t finished;  /* operations, of all groups; what waiters look at */
     uint64_t epochs;
 
     bool rehearsing, prepared_due; /* cc_prepare */

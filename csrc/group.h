@@ -43,7 +43,7 @@ typedef struct cc__lane {
     uint32_t index;
     uint64_t posted, done;
     cc_outcome outcome;           /* of the last record */
-    cc__reason reason; /* of the record that decided `outcome.failed` */
+    cc__reason reason;            /* of the record that decided `outcome.failed` */
     cc__tally tally;              /* over the epoch's members */
     uint64_t *voted;              /* its memory */
     cc__seat **seats;             /* by member */

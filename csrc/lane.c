@@ -176,9 +176,7 @@ void cc__lane_decide(cc__group *group, cc__lane *lane) {
         cc__op *op = cc__lane_op(lane, sequence);
         if (op == NULL) continue;
         switch (cc__fate_of(sequence, &lane->outcome)) {
-        case CC__FATE_COMMITTED:
-            decide_committed(group, lane, op);
-            break;
+        case CC__FATE_COMMITTED: decide_committed(group, lane, op); break;
         case CC__FATE_FAILED:
             cc__op_abandon(op, group->links, true);
             cc__lane_fail_op(group, lane, op);

@@ -50,6 +50,26 @@ void cc__group_on_want(cc__group *group, cc__channel *channel) {
     cc__links_place(group->links, channel, place, owner);
 }
 
+/* Uses what a member has sent of an operation before it was posted. False: it is another call. */
+static bool take_early(cc__group *group, cc__lane *lane, cc__op *op, uint32_t member) {
+    const cc__seat *seat = lane->seats[member];
+    uint64_t slot = op->sequence % CC_EAGER_SLOTS;
+    if (seat == NULL || seat->eager[slot].sequence != op->sequence) return true;
+    const cc__frame *frame = &seat->eager[slot];
+    if (!cc__lane_same_call(group, lane, member, op->sequence, &frame->signature)) return false;
+    if (!op->started) return true;
+    const uint8_t *data = seat->eager_bytes + slot * CC_EAGER_BYTES;
+    void *place;
+    if (cc__op_expect(op, frame, member, &place) != CC_OK) {
+        cc__links_accuse(group->links, group->member_links[member]);
+        return true;
+    }
+    if (place) memcpy(place, data, frame->length);
+    cc__op_take(op, frame, member, place ? place : data);
+    op->more = true;
+    return true;
+}
+
 void cc__group_on_payload(cc__group *group, cc__channel *channel) {
     const cc__frame *frame = &channel->frame;
     int64_t member = cc__group_member(group, channel->link);
@@ -61,16 +81,7 @@ void cc__group_on_payload(cc__group *group, cc__channel *channel) {
     if (channel->in_owner == lane) { /* an eager slot: whether or not it was posted meanwhile */
         channel->in_owner = NULL;
         lane->seats[member]->eager[frame->sequence % CC_EAGER_SLOTS] = *frame;
-        void *place;
-        if (op == NULL || !op->started) return;
-        if (cc__op_expect(op, frame, (uint32_t)member, &place) != CC_OK) {
-            cc__links_accuse(group->links, channel->link);
-            return;
-        }
-        const void *data = channel->place;
-        if (place) memcpy(place, data, frame->length);
-        cc__op_take(op, frame, (uint32_t)member, place ? place : data);
-        op->more = true;
+        if (op) take_early(group, lane, op, (uint32_t)member);
         return;
     }
     if (op == NULL || channel->in_owner != op) return;
@@ -78,25 +89,6 @@ void cc__group_on_payload(cc__group *group, cc__channel *channel) {
     cc__op_take(op, frame, (uint32_t)member, channel->place);
     op->more = true;
 }
-
-static void take_early(cc__group *group, cc__lane *lane, cc__op *op) {
-    uint64_t slot = op->sequence % CC_EAGER_SLOTS;
-    for (uint32_t i = 0; i < group->size; i++) {
-        cc__seat *seat = lane->seats[i];
-        if (seat == NULL || seat->eager[slot].sequence != op->sequence) continue;
-        void *place;
-        const uint8_t *data = seat->eager_bytes + slot * CC_EAGER_BYTES;
-        if (!cc__lane_same_call(group, lane, i, op->sequence, &seat->eager[slot].signature)) return;
-        if (cc__op_expect(op, &seat->eager[slot], i, &place) != CC_OK) {
-            cc__links_accuse(group->links, group->member_links[i]);
-            continue;
-        }
-        if (place) memcpy(place, data, seat->eager[slot].length);
-        cc__op_take(op, &seat->eager[slot], i, place ? place : data);
-    }
-}
-
-/* ---- posting ------------------------------------------------------------------------------ */
 
 static uint32_t own_wishes(const cc__group *group, const cc_request *request) {
     uint32_t wishes = request->flags & CC_LEAVE ? CC_WANT_LEAVE : 0;
@@ -147,7 +139,8 @@ static void start(cc__group *group, cc__lane *lane, cc__op *op) {
         cc__lane_send_ready(group, op, i);
         op->clear[i] = cc__lane_may_send(group, lane, op, i);
     }
-    take_early(group, lane, op);
+    for (uint32_t i = 0; i < size; i++)
+        if (!take_early(group, lane, op, i)) return;
     op->more = true;
 }
 

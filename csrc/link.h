@@ -65,10 +65,10 @@ struct cc__link {
     cc__channel channels[CC_STREAMS_MAX + 1];
     uint32_t next_bulk; /* where the search for an idle bulk stream starts */
     cc_stream probe;    /* asks whether a peer whose link broke still listens */
-    int64_t probe_ns;  /* when to ask again; CC__NEVER: not */
-    int64_t broken_ns; /* since when it is BROKEN */
+    int64_t probe_ns;   /* when to ask again; CC__NEVER: not */
+    int64_t broken_ns;  /* since when it is BROKEN */
     int64_t fading_ns; /* UP, but a bulk stream has ended: when it counts as broken; or CC__NEVER */
-    uint8_t *queue;     /* control frames that wait for the socket */
+    uint8_t *queue;    /* control frames that wait for the socket */
     size_t queue_start, queue_end, queue_capacity;
     cc__watch watch;
     int64_t since_ns; /* when it was last wanted */

@@ -19,14 +19,15 @@ cc__op *cc__op_new(const cc_request *request, uint32_t group, uint64_t sequence)
     op->sequence = sequence;
     op->deadline_ns = CC__NEVER;
     op->references = 2;
-    op->notify_fd = -1;
     op->element_bytes = (uint32_t)cc_dtype_bytes(request->dtype);
     op->info = (cc_info){.status = CC_PENDING, .sequence = sequence, .attempts = 1};
     return op;
 }
 
 void cc__op_unref(cc__op *op) {
-    if (--op->references == 0) free(op);
+    if (--op->references > 0) return;
+    free(op->notify_fds);
+    free(op);
 }
 
 static bool is_receive(const cc__move *move) {
@@ -359,11 +360,11 @@ void cc__op_finish(cc__op *op, cc_status status, const char *message) {
     strncpy(op->info.message, message, sizeof op->info.message - 1);
     free_parts(op);
     atomic_store_explicit(&op->complete, 1, memory_order_release);
-    if (op->notify_fd >= 0) {
+    for (uint32_t i = 0; i < op->n_notify; i++) {
         uint64_t one = 1;
-        ssize_t written = write(op->notify_fd, &one, sizeof one);
+        ssize_t written = write(op->notify_fds[i], &one, sizeof one);
         (void)written; /* a full pipe is readable, which is all the reader needs */
-        op->notify_fd = -1;
     }
+    op->n_notify = 0;
     cc__op_unref(op);
 }

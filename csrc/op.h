@@ -58,7 +58,8 @@ struct cc_work {
     void *context;
     uint32_t references;
     atomic_int complete;
-    int notify_fd;
+    int *notify_fds; /* to be written to */
+    uint32_t n_notify;
     cc_info info;
     cc__op *next_active, **active_link; /* the group's started, not yet done operations */
 };

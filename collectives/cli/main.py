@@ -17,8 +17,8 @@ from collectives.errors import CollectivesError
 
 COMMANDS = {
     "coordinator": ("collectives.cli.coordinator", "run the membership service of a run"),
-    "demo": ("collectives.cli.demo", "watch a group survive the loss of a member"),
-    "bench": ("collectives.cli.bench", "measure bandwidth, latency and recovery"),
+    "demo": ("collectives.cli.demo", "watch peers join and leave a training, checked bit for bit"),
+    "bench": ("collectives.cli.bench", "measure latency and bandwidth"),
 }
 
 LOG_LEVELS = ("debug", "info", "warning", "error")

@@ -36,7 +36,15 @@ QUICK = cc.Timeouts(beat=0.05, dead=0.6, connect=3.0, linger=0.5, settle=0.6, jo
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
-    ["numpy", "zmq", "msgpack", "pytest", "asyncio", "collectives", "collectives.coordinator.server"]
+    [
+        "numpy",
+        "zmq",
+        "msgpack",
+        "pytest",
+        "asyncio",
+        "collectives",
+        "collectives.coordinator.server",
+    ]
 )
 
 
@@ -162,7 +170,7 @@ class Peer:
         self.notes: list[tuple[Any, float]] = []
         self._calls: list[Call] = []
         self._pipe, theirs = _context.Pipe()
-        self._process = _context.Process(target=_serve, args=(theirs,), daemon=True)
+        self._process = _context.Process(target=_serve, args=(theirs,))
         self._process.start()
         theirs.close()
         assert self._process.pid is not None
@@ -309,9 +317,7 @@ class Cluster:
 
     def start_join(self, peer: Peer, **options: Any) -> Call:
         """Lets a peer begin to join, and does not wait for it."""
-        return peer.start(
-            join, self.url, **{"timeouts": self.timeouts, **self.options, **options}
-        )
+        return peer.start(join, self.url, **{"timeouts": self.timeouts, **self.options, **options})
 
     def form(self, peers: Sequence[Peer], **options: Any) -> None:
         """Lets peers form a group: the position in `peers` is the rank."""

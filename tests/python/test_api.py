@@ -4,7 +4,6 @@ behind: threads, descriptors, output.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import signal
@@ -55,9 +54,8 @@ def impatient(worker: Worker) -> tuple[list[str], list[float], bool]:
         try:
             work.wait(limit)
             ends.append("ok")
-        except cc.TimedOut as error:
-            assert isinstance(error, TimeoutError) and "goes on" in str(error)
-            ends.append("TimedOut")
+        except TimeoutError as error:
+            ends.append(type(error).__name__)
         took.append(time.monotonic() - began - limit)
     assert not work.done
     assert "under way" in repr(work)
@@ -120,10 +118,11 @@ def hundred(worker: Worker) -> None:
 
 
 def interrupted(worker: Worker) -> tuple[str, float]:
-    """A call: waits until SIGINT comes."""
-    worker.note("waiting")
+    """A call: waits until SIGINT comes. The operation has been posted when the test is told."""
+    work = worker.comm.all_reduce(np.ones(100), async_op=True)
     try:
-        worker.comm.all_reduce(np.ones(100))
+        worker.note("waiting")
+        work.wait()
     except KeyboardInterrupt:
         return "KeyboardInterrupt", time.monotonic()
     return "ok", time.monotonic()
@@ -241,15 +240,13 @@ def close_under_waiters(worker: Worker) -> list[str]:
         except cc.CollectivesError as error:
             found.append(type(error).__name__)
 
-    works = [comm.all_reduce(np.ones(100_000), async_op=True, lane=lane) for lane in range(3)]
+    lanes = (1, 2, 3)
+    works = [comm.all_reduce(np.ones(100_000), async_op=True, lane=lane) for lane in lanes]
     calls = [works[0].wait, works[1].wait, lambda: works[2].wait(20), works[0].wait]
     calls += [lambda: comm.barrier(lane=5), lambda: comm.all_gather(np.ones(5), lane=6)]
     threads = [threading.Thread(target=wait, args=(call,)) for call in calls]
     for thread in threads:
         thread.start()
-    deadline = time.monotonic() + 10
-    while comm.stats["operations"] < 0 and time.monotonic() < deadline:
-        time.sleep(0.001)
     time.sleep(0.05)  # so that they do wait; if they do not yet, they find it closed
     comm.close()
     for thread in threads:
@@ -406,9 +403,7 @@ def two_lanes(worker: Worker, rounds: int) -> list[str]:
         except Exception as error:
             wrong.append(repr(error))
 
-    threads = [
-        threading.Thread(target=run, args=arguments) for arguments in ((0, 30_000), (1, 10))
-    ]
+    threads = [threading.Thread(target=run, args=arguments) for arguments in ((0, 30_000), (1, 10))]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -601,11 +596,11 @@ def test_one_leaves_as_another_joins() -> None:
 
 
 def wait_for_a_death(worker: Worker, rank: int) -> None:
+    """A call: waits until `members` tells of it; without operations, of which all need as many."""
     deadline = time.monotonic() + 10
     while worker.comm.members[rank].alive:
         assert time.monotonic() < deadline
-        with contextlib.suppress(cc.PeerLost):
-            worker.comm.all_reduce(np.ones(1))
+        time.sleep(0.002)
 
 
 def test_ranks_stay_until_admit_and_close_up_then() -> None:
@@ -614,9 +609,7 @@ def test_ranks_stay_until_admit_and_close_up_then() -> None:
         with_names(group, members)
         members[1].kill()
         left = [members[0], members[2], members[3]]
-        calls = group.start(wait_for_a_death, 1, peers=left)
-        for call in calls:
-            call.outcome(15)
+        group.each(wait_for_a_death, 1, peers=left)
         for rank, peer in zip((0, 2, 3), left, strict=True):
             found = peer.call(state)
             assert (found["rank"], found["size"]) == (rank, 4)
@@ -637,11 +630,10 @@ def test_all_gather_has_a_row_of_zeros_for_a_hole() -> None:
         assert group.each(gather_ranks) == [[1, 2, 3]] * 3
         group.peers[1].kill()
         left = [group.peers[0], group.peers[2]]
-        for call in group.start(wait_for_a_death, 1, peers=left):
-            call.outcome(15)
+        group.each(wait_for_a_death, 1, peers=left)
         assert group.each(gather_ranks, peers=left) == [[1, 0, 3]] * 2
         for name, text in group.each(broadcast_from, 1, peers=left):
-            assert name == "PeerLost" and "root" in text
+            assert name == "PeerLost" and text == "root 1"
         assert group.each(broadcast_from, 2, peers=left) == [("ok", "")] * 2
 
 
@@ -650,8 +642,7 @@ def broadcast_from(worker: Worker, root: int) -> tuple[str, str]:
         result = worker.comm.broadcast(np.full(3, worker.comm.rank), root)
         assert (result == root).all()
     except cc.PeerLost as error:
-        assert error.rank == root
-        return "PeerLost", str(error)
+        return "PeerLost", f"root {error.rank}"
     return "ok", ""
 
 
@@ -697,16 +688,6 @@ def test_on_epoch_is_called_for_each_epoch() -> None:
         joined.result()
         seen, now = first.call(kept_epochs)
         assert seen == sorted(set(seen)) and seen[-1] == now and len(seen) == 2
-
-
-def churn(worker: Worker, seed: int, steps: int) -> list[int]:
-    """A call: sums and boundaries; a member leaves when told to by the schedule."""
-    comm, sizes = worker.comm, []
-    for _ in range(steps):
-        sizes.append(int(comm.all_reduce(np.array([1]))[0]))
-        assert sizes[-1] == comm.size
-        comm.admit()
-    return sizes
 
 
 def test_members_come_and_go_many_times(seed: int) -> None:

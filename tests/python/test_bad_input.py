@@ -117,8 +117,7 @@ def test_different_calls_are_a_mismatch_on_all(
 ) -> None:
     _, usual, other, first, second = case
     calls = [
-        peer.start(perform, other if rank == odd else usual)
-        for rank, peer in enumerate(trio.peers)
+        peer.start(perform, other if rank == odd else usual) for rank, peer in enumerate(trio.peers)
     ]
     for found in results(calls, 15):
         for name, message, seconds in found:
@@ -540,7 +539,7 @@ def test_wrong_options_of_connect(loner: Cluster, name: str) -> None:
     peer = loner.peers[0]
     options = {"size": 2, "group": f"wrong: {name}"[:40], "timeout": 3, **WRONG_OPTIONS[name]}
     found = peer.call(attempt, loner.url, **options)
-    kind, ours, text, seconds = found
+    kind, _, text, seconds = found
     good = ("ValueError", "TypeError", "Refused", "SystemFailure", "NotImplementedError")
     assert kind in good, found
     assert text and seconds < 2.0

@@ -110,9 +110,13 @@ def stream(
             except cc.PeerLost as error:
                 if not first_error_at:
                     first_error_at = time.monotonic()
-                has_input = what[0] != "barrier" and (what[0] != "broadcast" or what[3] == comm.rank)
+                has_input = what[0] != "barrier" and (
+                    what[0] != "broadcast" or what[3] == comm.rank
+                )
                 original = values(seed, index, comm.rank, what[1]) if has_input else x
-                assert x.tobytes() == original.tobytes(), f"the input of operation {index} {what} was changed: {error}"
+                assert x.tobytes() == original.tobytes(), (
+                    f"the input of operation {index} {what} was changed: {error}"
+                )
                 found[index] = "PeerLost"
                 errors.append({"rank": error.rank, "peer": error.peer, "text": str(error)})
                 touched = touched or index
@@ -367,8 +371,8 @@ def ends_evicted(worker: Worker) -> tuple[str, str]:
 
 
 def until_a_loss(worker: Worker) -> tuple[int, str, float]:
-    """A call: runs operations until one fails or is done by fewer. (None need fail: the one that was
-    interrupted is a success if all survivors had its result.)"""
+    """A call: runs operations until one fails or is done by fewer. (None need fail: the one that
+    was interrupted is a success if all survivors had its result.)"""
     worker.note("begun")
     number = 0
     while True:
@@ -402,7 +406,7 @@ def test_a_stopped_member_is_lost_and_evicted_when_it_goes_on(victim: int) -> No
 
 
 def rounds(worker: Worker, seed: int, seconds: float) -> int:
-    """A call: operations for a while; all members end at the same one. Any error is one too many."""
+    """A call: operations for a while; all end at the same one. Any error is one too many."""
     worker.note("begun")
     comm, end = worker.comm, time.monotonic() + seconds
     number = 0
@@ -611,9 +615,10 @@ def test_without_the_coordinator_operations_go_on_and_a_death_cannot_be_decided(
     seed: int,
 ) -> None:
     times = scaled(cc.LAN, coordinator_lost=1.0)
-    with CoordinatorProcess() as coordinator, Cluster(
-        3, url=coordinator.url, timeouts=times
-    ) as group:
+    with (
+        CoordinatorProcess() as coordinator,
+        Cluster(3, url=coordinator.url, timeouts=times) as group,
+    ):
         assert coordinator.process is not None
         assert group.each(one_sum) == [3] * 3
         coordinator.process.kill()

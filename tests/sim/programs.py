@@ -236,7 +236,10 @@ class Runner:
     def rows(self) -> list[tuple[Spec, dict[int, Operation]]]:
         """Every call with the operations of those who made it, by index of the peer."""
         return [
-            (spec, {i: ops[lane][n] for i, ops in self.posted.items() if n < len(ops.get(lane, []))})
+            (
+                spec,
+                {i: ops[lane][n] for i, ops in self.posted.items() if n < len(ops.get(lane, []))},
+            )
             for lane, specs in self.lanes.items()
             for n, spec in enumerate(specs)
         ]

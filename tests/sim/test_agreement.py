@@ -95,7 +95,9 @@ def steps_of(prepare: Callable[[], tuple[World, list[Row]]]) -> int:
         return world.steps - before
 
 
-def die_at(prepare: Callable[[], tuple[World, list[Row]]], step: int, victims: list[int]) -> list[int]:
+def die_at(
+    prepare: Callable[[], tuple[World, list[Row]]], step: int, victims: list[int]
+) -> list[int]:
     """One run in which peers die after so many steps; returns the outcomes."""
     world, rows = prepare()
     with world:
@@ -149,8 +151,11 @@ def test_a_death_at_every_moment_of_an_all_reduce(n: int, algorithm: str, count:
 
     def prepare() -> tuple[World, list[Row]]:
         world = formed(seed, n, segment_bytes=4096)
-        return world, [post_all(world, Spec("all_reduce", count, "float32", "sum", algorithm,
-                                            in_place=True, seed=5))]
+        return world, [
+            post_all(
+                world, Spec("all_reduce", count, "float32", "sum", algorithm, in_place=True, seed=5)
+            )
+        ]
 
     outcomes = every_death(prepare, n, seed, 120)
     # The method can tell: some deaths came early enough to interrupt, some too late.
@@ -532,8 +537,10 @@ def test_posts_between_seal_and_record_run_in_the_next_epoch() -> None:
             world.run(lambda: a.sealed and b.sealed and c.sealed)
             # c posts number 1 now, and it has failed; number 2 goes on among the survivors.
             old.append(post(c, Spec("all_reduce", 600, in_place=True), 4, 2))
-            new = [post(p, Spec("all_reduce", 70, "int64", in_place=True), 4, p.index)
-                   for p in (a, b, c)]
+            new = [
+                post(p, Spec("all_reduce", 70, "int64", in_place=True), 4, p.index)
+                for p in (a, b, c)
+            ]
             gather = [post(p, Spec("all_gather", 9, lane=2), 4, p.index) for p in (a, b, c)]
             world.run_ms(world.random.choice([0, 1]))
             assert not any(op.done for op in old + new + gather)
@@ -549,8 +556,10 @@ def test_posts_between_seal_and_record_run_in_the_next_epoch() -> None:
 def test_without_preserve_a_failure_is_still_agreed() -> None:
     for step in range(0, 40, 4):
         with formed(SEED, 3) as world:
-            ops = [post(p, Spec("all_reduce", 3000, in_place=True), 3, p.index, flags=0)
-                   for p in world.peers]
+            ops = [
+                post(p, Spec("all_reduce", 3000, in_place=True), 3, p.index, flags=0)
+                for p in world.peers
+            ]
             for _ in range(step):
                 world.step()
             world.kill(world.peers[0])

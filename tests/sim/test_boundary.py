@@ -51,7 +51,11 @@ def test_a_joiner_is_admitted_at_a_boundary(n: int) -> None:
     """It gets the next rank, and its lanes start where those of the others are."""
     for seed in range(SEED, SEED + 5):
         with formed(seed, n) as world:
-            for spec in (Spec("barrier", 0, lane=3), Spec("barrier", 0, lane=3), Spec("barrier", 0)):
+            for spec in (
+                Spec("barrier", 0, lane=3),
+                Spec("barrier", 0, lane=3),
+                Spec("barrier", 0),
+            ):
                 world.finish(post_all(world, spec)[1].values())
             joiner = world.add()
             assert prepare_joiner(world, joiner) == (OK, bytes(16))
@@ -333,7 +337,8 @@ def test_a_goodbye_of_someone_who_is_needed_loses_it_at_once() -> None:
             before = world.now_ns
             world.run(world.settled)
             assert world.now_ns - before < 1_000_000
-            assert others[0].evidence == {0: GOODBYE}
+            # Whoever was told to seal by the other one may not have heard it yet.
+            assert {p.evidence.get(0, GOODBYE) for p in others} == {GOODBYE}, f"seed {seed}"
             world.recover()
             world.finish(ops)
             assert {op.status for op in ops} == {PEER_LOST} and all(op.intact for op in ops)

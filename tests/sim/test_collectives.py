@@ -232,11 +232,17 @@ def test_bad_requests_are_refused_and_use_no_number() -> None:
         ints = np.zeros(4, np.int32)
         cases = [
             (lib.CC_UNSUPPORTED, lambda: peer.post("all_reduce", ints, ints, op="avg")),
-            (lib.CC_UNSUPPORTED, lambda: peer.post("broadcast", x, x, algorithm="recursive_doubling")),
+            (
+                lib.CC_UNSUPPORTED,
+                lambda: peer.post("broadcast", x, x, algorithm="recursive_doubling"),
+            ),
             (lib.CC_INVALID, lambda: peer.post("broadcast", x, x, root=2)),
             (lib.CC_INVALID, lambda: peer.post("barrier", lane=16)),
             (lib.CC_INVALID, lambda: peer.post("all_reduce", x[:3], x[1:])),
-            (lib.CC_INVALID, lambda: peer.post("all_gather", x, np.zeros(8, np.float32)[:8], lane=99)),
+            (
+                lib.CC_INVALID,
+                lambda: peer.post("all_gather", x, np.zeros(8, np.float32)[:8], lane=99),
+            ),
         ]
         for status, call in cases:
             with pytest.raises(Refused) as refused:

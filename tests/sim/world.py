@@ -456,6 +456,8 @@ class World:
         """Moves time on to what happens next, then lets every peer do what it can."""
         sim, now = self.sim, self.now_ns
         wake = min(self.wake_ns, lib.cc_sim_next_ns(sim))
+        if wake == FOREVER:  # everybody is paused
+            wake = now + 10 * MS
         if self.stride_ns is not None and self.steps:
             wake = min(wake, now + self.random.randrange(self.stride_ns))
         if self.grain_ns and self.wake_ns:
