@@ -79,6 +79,7 @@ class Communicator:
         self._open: set[Work] = set()  # keeps buffers alive while the core may touch them
         self._closed = False
         self._lock = threading.Lock()
+        self._boundary_work: Work | None = None  # whose change is not taken over yet
         self._settle(record)
         _live.add(self)
 
@@ -90,12 +91,25 @@ class Communicator:
         self._size = record.world
         self._rank = next(m.rank for m in record.members if m.id == self._id)
 
+    def _catch_up(self) -> None:
+        """Takes over what a boundary changed. Called before ranks or size are used: whoever waited
+        for the boundary may have been interrupted."""
+        with self._lock:
+            work = self._boundary_work
+            if work is None or not work.done:
+                return
+            if work.changed:
+                self._settle(self._agent.wait_epoch(work.info.epoch))
+            self._boundary_work = None
+
     @property
     def rank(self) -> int:
+        self._catch_up()
         return self._rank
 
     @property
     def size(self) -> int:
+        self._catch_up()
         return self._size
 
     @property
@@ -108,6 +122,7 @@ class Communicator:
 
     @property
     def members(self) -> tuple[Member, ...]:
+        self._catch_up()
         alive = {member.id for member in self._current().members}
         return tuple(_member(m, m.id in alive) for m in self._snapshot.members)
 
@@ -141,13 +156,16 @@ class Communicator:
         for work in list(self._open):
             with contextlib.suppress(CollectivesError):  # its own waiter is told
                 work.wait()
+        self._catch_up()
         before = self._snapshot
         work = self._post(name, None, None, flags=flags, timeout=timeout, sync=True)
+        if not flags:
+            self._boundary_work = work
         work.wait()
         if flags or not work.changed:
             return Change(self.epoch, (), ())
-        record = self._agent.wait_epoch(work.info.epoch)
-        self._settle(record)
+        self._catch_up()
+        record = self._snapshot
         old = {member.id for member in before.members}
         new = {member.id for member in record.members}
         joined = tuple(_member(m, True) for m in record.members if m.id not in old)
@@ -222,7 +240,7 @@ class Communicator:
         """
         given = buffer_of(x, dtype)
         target = self._target(given, x, out, dtype)
-        if not isinstance(root, int) or not 0 <= root < self._size:
+        if not isinstance(root, int) or not 0 <= root < self.size:
             raise ValueError(f"root {root!r} is no rank of this group of {self._size}")
         return self._run(
             "broadcast",
@@ -253,7 +271,7 @@ class Communicator:
         Args: as `all_reduce`; `out` has size times as many elements as x, of the same dtype.
         """
         given = buffer_of(x, dtype)
-        rows = self._size
+        rows = self.size
         result = new_like(given, rows) if out is None else out
         target = buffer_of(result, dtype, out=True)
         check_output(given, target, rows)
@@ -263,6 +281,7 @@ class Communicator:
             target,
             async_op,
             algorithm=_choice(ALGORITHMS, algorithm, "algorithm"),
+            world=rows,
             lane=lane,
             timeout=timeout,
         )
@@ -300,6 +319,7 @@ class Communicator:
         sync: bool,
         op: int = 0,
         root: int = 0,
+        world: int = 0,
         algorithm: int = 0,
         flags: int = 0,
         lane: int = 0,
@@ -313,6 +333,7 @@ class Communicator:
         request = local.request
         request.kind = _KINDS[name]
         request.op, request.root, request.algorithm, request.lane = op, root, algorithm, lane
+        request.world = world
         request.flags = flags if sync else flags | lib.CC_ASYNC
         request.timeout_ms = timeout_ms(timeout)
         if given is not None and target is not None:

@@ -193,6 +193,12 @@ cc_status cc__group_post(cc__group *group, const cc_request *request, int64_t no
         snprintf(message, CC_MESSAGE_MAX, "this peer is no member of the group yet");
         return CC_INVALID;
     }
+    bool has_rows = request->kind == CC_ALL_GATHER && request->count > 0;
+    if (has_rows && request->world != group->world) {
+        snprintf(message, CC_MESSAGE_MAX, "the output has %u rows and this group %u ranks",
+                 request->world, group->world);
+        return CC_INVALID;
+    }
     if (request->kind == CC_BROADCAST && request->root >= group->world) {
         snprintf(message, CC_MESSAGE_MAX, "root %u is no rank of this group of %u", request->root,
                  group->world);

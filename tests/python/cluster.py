@@ -71,11 +71,14 @@ class Worker:
 
 
 def _portable(error: BaseException) -> BaseException:
+    trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     try:
         pickle.loads(pickle.dumps(error))
+        portable = isinstance(error, Exception)  # a KeyboardInterrupt would end the test run
     except Exception:
+        portable = False
+    if not portable:
         error = RuntimeError(f"{type(error).__name__}: {error}")
-    trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     error.__dict__["remote_traceback"] = trace
     return error
 

@@ -130,8 +130,8 @@ def interrupted(worker: Worker) -> tuple[str, float]:
 
 def interrupted_join(worker: Worker, url: str) -> tuple[str, float]:
     """A call: waits in connect until SIGINT comes."""
-    worker.note("waiting")
     try:
+        worker.note("waiting")
         worker.comm = cc.connect(url, size=2)
     except KeyboardInterrupt:
         return "KeyboardInterrupt", time.monotonic()
@@ -712,3 +712,112 @@ def test_members_come_and_go_many_times(seed: int) -> None:
             assert group.each(total, peers=members) == [len(members)] * len(members)
             states = [found["ids"] for found in group.each(state, peers=members)]
             assert all(ids == states[0] for ids in states)
+
+
+# ---- a boundary that is interrupted --------------------------------------------------------------
+
+
+def interrupted_admit(worker: Worker) -> str:
+    """A call: SIGINT comes while it waits in admit."""
+    timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+    try:
+        timer.start()
+        worker.comm.admit()
+    except KeyboardInterrupt:
+        return "KeyboardInterrupt"
+    return "ok"
+
+
+def admit_count(worker: Worker) -> int:
+    return len(worker.comm.admit().joined)
+
+
+def guarded_gather(worker: Worker) -> tuple[str, Any]:
+    """A call: gathers into the middle of an array, and looks whether what is around it changed."""
+    comm = worker.comm
+    guard = np.full(12 * 1000, 7.5)
+    out = guard[3000 : 3000 + comm.size * 1000]
+    try:
+        comm.all_gather(np.full(1000, comm.rank), out=out.view(np.int64))
+        ended = "ok"
+    except (cc.CollectivesError, ValueError) as error:
+        ended = type(error).__name__
+    around = np.concatenate([guard[:3000], guard[3000 + out.size :]])
+    assert (around == 7.5).all(), f"{ended}, of {comm.size}: memory behind the output was written"
+    return ended, comm.size
+
+
+def test_an_interrupted_admit_is_carried_out_all_the_same() -> None:
+    """Ctrl-C ends the waiting, not the boundary. The peer must not go on with the old size, or a
+    gather would write more rows than its output has."""
+    with Cluster(2) as group:
+        first, second = group.peers
+        (joiner,) = group.add(1)
+        joining = group.start_join(joiner, size=2)
+        group.each(wait_pending, 1, peers=[first, second])
+        assert first.call(interrupted_admit) == "KeyboardInterrupt"
+        assert second.call(admit_count) == 1
+        assert joining.result() == 2
+        for ended, size in group.each(guarded_gather, peers=[first, second, joiner]):
+            assert (ended, size) == ("ok", 3)
+        assert group.each(total) == [3] * 3
+
+
+def test_timeout_of_nothing() -> None:
+    """An operation that may take no time fails on all, and harms nothing."""
+    with Cluster(2) as group:
+        names = set(group.each(no_time))
+        assert names <= {"TimedOut", "ok"} and len(names) == 1
+        assert group.each(total) == [2, 2]
+
+
+def no_time(worker: Worker) -> str:
+    try:
+        worker.comm.all_reduce(np.ones(1000), timeout=0)
+    except cc.TimedOut:
+        return "TimedOut"
+    return "ok"
+
+
+def failing_callback(worker: Worker, url: str) -> int:
+    """A call: joins with a callback that fails."""
+
+    def on_epoch(_: int) -> None:
+        raise ZeroDivisionError("the callback's own fault")
+
+    worker.comm = cc.connect(url, group="gr\u00fcn \u65e5\u672c", name="\u00e4", on_epoch=on_epoch)
+    return int(worker.comm.all_reduce(np.array([1]))[0])
+
+
+def test_a_callback_that_fails_and_names_beyond_ascii() -> None:
+    with Cluster(0) as group:
+        (peer,) = group.add(1)
+        assert peer.call(failing_callback, group.url) == 1
+        assert peer.call(state)["names"] == ["\u00e4"]
+
+
+def outlives(worker: Worker) -> tuple[float, str]:
+    """A call: works that are used after their communicator was closed and collected."""
+    import gc
+
+    comm = worker.comm
+    done = comm.all_reduce(np.ones(1000), async_op=True)
+    comm.barrier()
+    never = comm.all_reduce(np.ones(1000), async_op=True, lane=9)
+    comm.close()
+    del comm, worker.comm
+    gc.collect()
+    assert done.done and never.done
+    try:
+        never.wait(5)
+        ended = "ok"
+    except cc.CollectivesError as error:
+        ended = type(error).__name__
+    return float(done.wait()[0]), ended
+
+
+def test_works_outlive_their_communicator() -> None:
+    with Cluster(2) as group:
+        found = group.each(outlives)
+        assert [one for one, _ in found] == [2.0, 2.0]
+        assert {ended for _, ended in found} <= {"Closed", "PeerLost", "ok"}

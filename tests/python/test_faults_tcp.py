@@ -105,20 +105,22 @@ def stream(
         while len(open_works) >= window or (open_works and touched and number >= touched + more):
             index, work, x = open_works.popleft()
             what = operation(seed, index, present)
+            result, lost = None, None
             try:
                 result = work.wait()
             except cc.PeerLost as error:
-                if not first_error_at:
-                    first_error_at = time.monotonic()
+                lost = error
+            if lost is not None:
+                first_error_at = first_error_at or time.monotonic()
                 has_input = what[0] != "barrier" and (
                     what[0] != "broadcast" or what[3] == comm.rank
                 )
                 original = values(seed, index, comm.rank, what[1]) if has_input else x
                 assert x.tobytes() == original.tobytes(), (
-                    f"the input of operation {index} {what} was changed: {error}"
+                    f"the input of operation {index} {what} was changed: {lost}"
                 )
                 found[index] = "PeerLost"
-                errors.append({"rank": error.rank, "peer": error.peer, "text": str(error)})
+                errors.append({"rank": lost.rank, "peer": lost.peer, "text": str(lost)})
                 touched = touched or index
                 continue
             taken = {len(present): present, len(left): left}.get(work.info.contributors)
@@ -183,7 +185,7 @@ def test_kill_one_of_four_at_random_moments(seed: int) -> None:
             for kill in range(2):
                 victim = rng.choice(sorted(by_rank))
                 present = sorted(by_rank)
-                window, lanes = rng.choice([(1, 1), (1, 1), (4, 1), (6, 2)])
+                window, lanes = rng.choice([(1, 1), (1, 1), (4, 1), (6, 2), (32, 16)])
                 run = seed + 100 * round_number + kill
                 calls = {
                     rank: peer.start(stream, run, present, [victim], window, lanes)
@@ -228,23 +230,26 @@ def stream_two(
         number += 1
         x = values(seed, number, comm.rank, 2000)
         work = comm.all_reduce(x, async_op=True)
+        lost = None
         try:
             found[number] = hashlib.sha256(work.wait().tobytes()).hexdigest()
         except cc.PeerLost as error:
-            assert error.rank in victims
+            found[number], lost = "PeerLost", error
+        if lost is not None:
+            assert lost.rank in victims
             assert x.tobytes() == values(seed, number, comm.rank, 2000).tobytes()
-            found[number] = "PeerLost"
-        else:
-            if work.info.contributors == len(left) and not end:
-                want = sum(values(seed, number, rank, 2000) for rank in left)
-                assert found[number] == hashlib.sha256(want.tobytes()).hexdigest()
-                end = number + more
+        elif work.info.contributors == len(left) and not end:
+            want = sum(values(seed, number, rank, 2000) for rank in left)
+            assert found[number] == hashlib.sha256(want.tobytes()).hexdigest()
+            end = number + more
     return found, work.info.contributors
 
 
+@pytest.mark.parametrize("spread", [0.0, 0.04], ids=["together", "in a row"])
 @pytest.mark.parametrize(("size", "victims"), [(5, [1, 3]), (4, [0, 1, 2]), (4, [1, 2, 3])])
-def test_several_killed_at_once(size: int, victims: list[int], seed: int) -> None:
-    """Two of five, and all but one of four: the last one goes on alone."""
+def test_several_killed(size: int, victims: list[int], spread: float, seed: int) -> None:
+    """Two of five, and all but one of four: the last one goes on alone. In a row: the second death
+    falls into the recovery from the first."""
     rng = random.Random(seed + size)
     for attempt in range(3):
         with Cluster(size, **SMALL) as group:
@@ -252,8 +257,9 @@ def test_several_killed_at_once(size: int, victims: list[int], seed: int) -> Non
             for peer in group.peers:
                 peer.wait_note()
             time.sleep(rng.uniform(0, 0.02))
-            for victim in victims:
+            for victim in rng.sample(victims, len(victims)):
                 group.peers[victim].kill()
+                time.sleep(rng.uniform(0, spread))
             records = results([c for rank, c in enumerate(calls) if rank not in victims], 15)
             assert all(record == records[0] for record in records)
             assert records[0][1] == size - len(victims)
@@ -548,6 +554,43 @@ def test_kill_of_a_joiner_while_it_connects(seed: int) -> None:
         assert len(first) == len(second)
         assert group.each(admit, peers=members)[0][0] == 0
         assert group.each(one_sum, peers=members) == [2, 2]
+
+
+def test_a_joiner_that_stops_before_it_is_admitted() -> None:
+    """It was ready, and then it hangs: the boundary makes it a member, and the members lose it
+    again as they would any other, in the time that takes."""
+    with Cluster(2, timeouts=QUICK) as group:
+        members = list(group.peers)
+        (joiner,) = group.add(1)
+        joining = group.start_join(joiner, size=2)
+        group.each(wait_pending, peers=members)
+        joiner.signal(signal.SIGSTOP)
+        began = time.monotonic()
+        assert group.each(admit, peers=members) == [(1, 0)] * 2
+        found = group.each(retried_sum, peers=members)
+        assert time.monotonic() - began < QUICK.dead + QUICK.settle_time + NOTICED_S
+        assert [total for total, _ in found] == [2, 2]
+        joiner.signal(signal.SIGCONT)
+        joining.outcome(10)
+        (error,) = outcomes([joiner.start(one_sum)], 10)
+        assert isinstance(error, (cc.Evicted, AttributeError)), error  # it may not have joined
+
+
+def test_a_stopped_member_and_a_dead_one() -> None:
+    with Cluster(4, timeouts=QUICK) as group:
+        calls = group.start(until_a_loss, peers=[group.peers[0], group.peers[2]])
+        group.start(ends_evicted, peers=[group.peers[1], group.peers[3]])
+        for peer in group.peers:
+            peer.wait_note()
+        group.peers[1].signal(signal.SIGSTOP)
+        struck_at = group.peers[3].kill()
+        ended = results(calls, 15)
+        assert len({(number, how) for number, how, _ in ended}) == 1
+        survivors = [group.peers[0], group.peers[2]]
+        found = group.each(retried_sum, peers=survivors)
+        assert time.monotonic() - struck_at < 2 * (QUICK.dead + QUICK.settle_time) + NOTICED_S
+        assert [total for total, _ in found] == [2, 2]
+        assert len({len(errors) for _, errors in found}) == 1
 
 
 def too_small(worker: Worker) -> list[str]:

@@ -1,5 +1,5 @@
 """Processes that fork. The child has no part in the group: its calls raise `Closed`, it keeps none
-of the parent's connections open, and it ends as it likes. The parent goes on as if nothing had been.
+of the parent's connections open, and it ends as it likes. The parent goes on as if nothing was.
 """
 
 from __future__ import annotations

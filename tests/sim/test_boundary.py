@@ -1,7 +1,7 @@
 """Goal: membership changes only where it may, at the same operation on all; whoever leaves, says
 goodbye or is sent away disturbs nobody else, and is told what became of its operations.
 
-Method: as in test_agreement.py; admit() and leave() are the operation "boundary", and the record
+Method: as in test_deaths.py; admit() and leave() are the operation "boundary", and the record
 that carries one out is written by `World.decide`.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from programs import Spec, check_result, post
-from test_agreement import GOODBYE, Row, check_outcomes, formed, go_on, post_all, steps_of
+from promises import GOODBYE, Row, check_outcomes, formed, go_on, post_all, steps_of
 from world import GROUP, OK, PEER_LOST, PENDING, Operation, Peer, Refused, World, prepare_joiner
 
 from collectives._core import lib

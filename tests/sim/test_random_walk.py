@@ -2,7 +2,7 @@
 
 Method: each seed is one life of a group: rounds of random operations in several lanes, each peer in
 its own time, while peers die, pause, lose a connection, install late; between the rounds boundaries
-with joiners and leavers, interrupted too. After each round every promise of test_agreement.py is
+with joiners and leavers, interrupted too. After each round every promise (promises.py) is
 checked, and after the last fault everybody who lives must come to the end within virtual seconds.
 A failure names its seed: `lives(SEED)` in a Python shell runs that one again.
 """
@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import pytest
 from programs import Runner, any_spec
-from test_agreement import Row, check_outcomes
+from promises import Row, check_outcomes
 from world import OK, PENDING, US, Operation, Peer, World, prepare_joiner
 
 from collectives._core import lib
@@ -36,7 +36,7 @@ class Life:
             self.n,
             lag=rng.choice([0, 0, 0.2]),
             streams=rng.choice([1, 2, 3]),
-            segment_bytes=rng.choice([64, 1024, 4096]),
+            segment_bytes=rng.choice([64, 1024, 1024, 4096]),
             io_max_bytes=rng.choice([0, 0, 700]),
         )
         lib.cc_sim_set_window(self.world.sim, rng.choice([200, 3000, 1 << 16]))
