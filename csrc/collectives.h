@@ -261,7 +261,7 @@ typedef struct cc_request {
     cc_algorithm algorithm;
     uint32_t root;  /* a rank */
     uint32_t world; /* ALL_GATHER: for how many ranks `out` has rows; refused if that has changed */
-    uint32_t lane; /* 0 .. CC_REPORT_LANES_MAX-1 */
+    uint32_t lane;  /* 0 .. CC_REPORT_LANES_MAX-1 */
     uint32_t flags;
     const void *in;
     void *out;

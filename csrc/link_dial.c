@@ -9,7 +9,7 @@
 #include <string.h>
 
 #define OPS(links) ((links)->transport->ops)
-#define PROBE_AGAIN_NS (5 * CC__MS)
+#define DIAL_AGAIN_NS (5 * CC__MS)
 
 /* Rises with every dial, so that a listener can tell a stale one from the one that replaces it. */
 static uint64_t next_nonce(cc__links *links) {
@@ -96,37 +96,6 @@ void cc__links_break(cc__links *links, cc__link *link, cc_evidence_kind evidence
     if (ask) probe(links, link);
 }
 
-/* A dying process closes its connections before its listener: a quick probe is neither answered nor
- * refused, but reset. It is asked again until that tells, or silence has. */
-static void ask_later(cc__links *links, cc__link *link) {
-    int64_t now = cc__now(&links->clock);
-    if (now - link->broken_ns > links->timeouts.dead_ms * CC__MS) return;
-    link->probe_ns = now + PROBE_AGAIN_NS;
-    if (link->probe_ns < links->next_tick_ns) links->next_tick_ns = link->probe_ns;
-}
-
-void cc__links_probe_again(cc__links *links, cc__link *link, int64_t now) {
-    if (now < link->probe_ns) return;
-    link->probe_ns = CC__NEVER;
-    if (link->state == CC__LINK_BROKEN && link->wanted) probe(links, link);
-}
-
-static cc__link *new_link(cc__links *links, const cc_peer_id *id) {
-    if (links->count >= CC_LINKS_MAX) return NULL;
-    cc__link *link = calloc(1, sizeof *link);
-    if (link == NULL) return NULL;
-    link->id = *id;
-    link->probe_ns = link->fading_ns = CC__NEVER;
-    for (uint32_t i = 0; i <= CC_STREAMS_MAX; i++) {
-        link->channels[i].link = link;
-        link->channels[i].index = i;
-    }
-    link->next = links->first;
-    links->first = link;
-    links->count++;
-    return link;
-}
-
 static void dial(cc__links *links, cc__link *link) {
     close_channels(links, link, false);
     link->state = CC__LINK_DIALING;
@@ -147,6 +116,43 @@ static void dial(cc__links *links, cc__link *link) {
         }
         cc__links_adopt(links, link, i, stream);
     }
+}
+
+static void look_again(cc__links *links, cc__link *link, int64_t after_ns) {
+    link->probe_ns = cc__now(&links->clock) + after_ns;
+    if (link->probe_ns < links->next_tick_ns) links->next_tick_ns = link->probe_ns;
+}
+
+/* A dying process closes its connections before its listener: a quick probe is neither answered nor
+ * refused, but reset. It is asked again until that tells, or silence has. */
+static void ask_later(cc__links *links, cc__link *link) {
+    int64_t now = cc__now(&links->clock);
+    if (now - link->broken_ns > links->timeouts.dead_ms * CC__MS) return;
+    look_again(links, link, DIAL_AGAIN_NS);
+}
+
+void cc__links_probe_again(cc__links *links, cc__link *link, int64_t now) {
+    if (now < link->probe_ns) return;
+    link->probe_ns = CC__NEVER;
+    if (!link->wanted) return;
+    if (link->state == CC__LINK_BROKEN) probe(links, link);
+    if (link->state == CC__LINK_IDLE && link->dials) dial(links, link);
+}
+
+static cc__link *new_link(cc__links *links, const cc_peer_id *id) {
+    if (links->count >= CC_LINKS_MAX) return NULL;
+    cc__link *link = calloc(1, sizeof *link);
+    if (link == NULL) return NULL;
+    link->id = *id;
+    link->probe_ns = link->fading_ns = CC__NEVER;
+    for (uint32_t i = 0; i <= CC_STREAMS_MAX; i++) {
+        link->channels[i].link = link;
+        link->channels[i].index = i;
+    }
+    link->next = links->first;
+    links->first = link;
+    links->count++;
+    return link;
 }
 
 cc__link *cc__links_want(cc__links *links, const cc_member *member, uint32_t self_serial) {
@@ -297,6 +303,12 @@ void cc__links_on_closed(cc__links *links, cc_stream stream, cc_status status) {
     cc__link *link = channel->link;
     if (channel->index > 0 && link->state == CC__LINK_UP && status == CC_CLOSED) {
         fade(links, channel);
+        return;
+    }
+    if (!channel->open && status == CC_BUSY) { /* not yet: it has not heard from the coordinator */
+        close_channels(links, link, false);
+        link->state = CC__LINK_IDLE;
+        look_again(links, link, DIAL_AGAIN_NS);
         return;
     }
     cc_evidence_kind evidence = CC_EVIDENCE_CLOSED;

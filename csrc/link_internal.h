@@ -17,7 +17,7 @@ void cc__links_on_accepted(cc__links *links, const cc_transport_event *event);
 void cc__links_on_closed(cc__links *links, cc_stream stream, cc_status status);
 /* The channel's handshake is over: it starts to receive. */
 void cc__links_open_channel(cc__links *links, cc__channel *channel);
-/* Asks again whether the peer of a broken link listens, if it is time to. */
+/* Dials or probes again, if it is time to. */
 void cc__links_probe_again(cc__links *links, cc__link *link, int64_t now);
 void cc__links_flush(cc__links *links, cc__link *link);
 

@@ -62,7 +62,7 @@ cc_status cc__hello_unpack(const uint8_t in[CC__HELLO_BYTES], cc__hello_role rol
         get(in + 20, 4) != 0)
         return CC_PROTOCOL;
     uint64_t said = get(in + 10, 2);
-    if (said != CC_OK && (role == CC__HELLO_DIAL || (said != CC_EVICTED && said != CC_PROTOCOL)))
+    if (said != CC_OK && (role == CC__HELLO_DIAL || (said != CC_EVICTED && said != CC_PROTOCOL && said != CC_BUSY)))
         return CC_PROTOCOL;
     if (status) *status = (cc_status)said;
     out->stream = (uint16_t)get(in + 12, 2);
@@ -76,9 +76,11 @@ cc_status cc__hello_unpack(const uint8_t in[CC__HELLO_BYTES], cc__hello_role rol
 }
 
 cc_status cc__hello_judge(const cc__hello_rules *rules, const cc_hello *dial) {
-    if (!rules->has_token || !same_token(rules->token, dial->token)) return CC_EVICTED;
+    if (!rules->has_token) return CC_BUSY; /* it cannot tell yet */
+    if (!same_token(rules->token, dial->token)) return CC_EVICTED;
     if (!same_id(&rules->id, &dial->to)) return CC_EVICTED;
-    if (dial->streams != rules->streams || (dial->stream > dial->streams && dial->stream != CC_HELLO_PROBE) ||
+    if (dial->streams != rules->streams ||
+        (dial->stream > dial->streams && dial->stream != CC_HELLO_PROBE) ||
         dial->segment_bytes != rules->segment_bytes)
         return CC_PROTOCOL;
     return CC_OK;

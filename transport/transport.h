@@ -45,7 +45,8 @@ typedef enum cc_transport_event_kind {
 /* status of CLOSED: CC_CLOSED (orderly, or reset by the peer), CC_REFUSED (dial: nobody listens),
  * CC_UNREACHABLE, CC_TIMED_OUT (dial or handshake), CC_PROTOCOL (the other end is no peer, or of
  * another version, or speaks with other stream settings), CC_EVICTED (the peer is another
- * incarnation than we dialled, or does not know our token), CC_SYSTEM. */
+ * incarnation than we dialled, or knows another token), CC_BUSY (the peer has no token yet: dial
+ * again soon), CC_SYSTEM. */
 typedef struct cc_transport_event {
     cc_transport_event_kind kind;
     cc_stream stream;

@@ -49,8 +49,16 @@ def settled_at(members: Mapping[bytes, Standing], timeouts: Timeouts) -> float:
     reported. Docs/protocol.md, section 6, has the rule."""
     reporters = [standing for standing in members.values() if standing.report is not None]
     first = min((standing.reported_at for standing in reporters), default=NEVER)
+    # Who reported and died since can accuse nobody any more.
+    gone = {
+        peer
+        for standing in reporters
+        for peer, kinds in standing.evidence.items()
+        if not kinds.isdisjoint(FATAL)
+    }
+    witnesses = [s for s in reporters if s.member.id not in gone] or reporters
     found = [
-        [standing.evidence.get(peer, set()) for standing in reporters]
+        [standing.evidence.get(peer, set()) for standing in witnesses]
         for peer, standing in members.items()
         if standing.report is None
     ]

@@ -16,7 +16,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from cluster import NARROW, SMALL, Cluster, Worker
+from cluster import NARROW, SMALL, Cluster, Worker, results
 
 import collectives as cc
 
@@ -373,3 +373,40 @@ def test_no_free_port_in_the_range_is_a_clear_error() -> None:
         (peer,) = group.add(1)
         message = peer.call(listen_once, group.url, ports=(port, port))
         assert message.startswith("SystemFailure") and str(port) in message
+
+
+def slow_to_listen(worker: Worker, url: str, delay: float, **options: Any) -> float:
+    """A call: joins while its agent, which takes what the coordinator says, is held up for a
+    moment before each message, as on a machine with more to do than it can."""
+    from collectives import agent
+
+    take = agent.Agent._take
+
+    def late(self: agent.Agent, message: Any) -> None:
+        time.sleep(delay)
+        take(self, message)
+
+    agent.Agent._take = late  # type: ignore[method-assign]
+    try:
+        worker.comm = cc.connect(url, **options)
+        result = worker.comm.all_reduce(np.ones(1000))
+        return float(result[0])
+    finally:
+        agent.Agent._take = take  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("slow", [0, 1, 2])
+def test_a_group_forms_though_one_hears_of_it_late(slow: int) -> None:
+    """The others dial it before it knows the run's token. That is no evidence against it."""
+    with Cluster(0) as group:
+        group.add(3)
+        calls = []
+        for rank, peer in enumerate(group.peers):
+            delay = 0.15 if rank == slow else 0.0
+            calls.append(peer.start(slow_to_listen, group.url, delay, size=3, rank=rank))
+        assert results(calls) == [3.0] * 3
+        assert set(group.each(epoch_now)) == {1}
+
+
+def epoch_now(worker: Worker) -> int:
+    return worker.comm.epoch

@@ -169,10 +169,12 @@ class World:
         charges = [other.evidence.get(peer.index) for other in reports]
         if lib.CC_EVIDENCE_REFUSED in charges or lib.CC_EVIDENCE_GOODBYE in charges:
             return True
+        waited = self.now_ns - min((other.reported_ns for other in reports), default=self.now_ns)
+        if waited >= 15 * peer.dead_ms * MS:
+            return True
         if not reports or None in charges:
             return False
         closed = {int(lib.CC_EVIDENCE_CLOSED), int(lib.CC_EVIDENCE_PROTOCOL)}
-        waited = self.now_ns - min(other.reported_ns for other in reports)
         return not closed.intersection(charges) or waited >= peer.dead_ms * MS
 
     def settled(self) -> bool:
