@@ -23,6 +23,7 @@ _BY_NAME = {
     "bfloat16": lib.CC_BFLOAT16,
 }
 DTYPES = tuple(_BY_NAME)
+_BFLOAT16 = int(lib.CC_BFLOAT16)
 _numpy_codes: dict[Any, int] = {
     np.dtype(name): code for name, code in _BY_NAME.items() if name != "bfloat16"
 }
@@ -105,6 +106,12 @@ def buffer_of(value: Any, dtype: str | None = None, *, out: bool = False) -> Buf
     """The memory of an array or tensor. A strided input is copied; an output must be contiguous
     and writable. Raises TypeError or ValueError."""
     if isinstance(value, np.ndarray):
+        code = _numpy_codes.get(value.dtype)
+        flags = value.flags
+        if code is None or code == _BFLOAT16 or dtype is not None or not value.size:
+            return _numpy_buffer(value, dtype, out)
+        if flags.c_contiguous and (flags.writeable or not out):  # what most are, without detours
+            return Buffer(value, ffi.from_buffer(value), value.size, code, value)
         return _numpy_buffer(value, dtype, out)
     if _is_tensor(value):
         return _torch_buffer(value, dtype, out)

@@ -20,7 +20,7 @@ from collectives.agent import Agent
 from collectives.buffers import Buffer, buffer_of, check_output, new_like
 from collectives.core import Context, text
 from collectives.errors import Closed, CollectivesError, from_status
-from collectives.work import ALGORITHMS, Work, timeout_ms
+from collectives.work import ALGORITHMS, SLICE_MS, Work, timeout_ms
 
 _OPS = {"sum": lib.CC_SUM, "avg": lib.CC_AVG, "min": lib.CC_MIN, "max": lib.CC_MAX}
 _KINDS = {
@@ -78,6 +78,7 @@ class Communicator:
         self._group = record.group
         self._open: set[Work] = set()  # keeps buffers alive while the core may touch them
         self._closed = False
+        self._orphans: list[Any] = []  # buffers of operations that lost their Work to a Ctrl-C
         self._lock = threading.Lock()
         self._boundary_work: Work | None = None  # whose change is not taken over yet
         self._settle(record)
@@ -158,7 +159,8 @@ class Communicator:
                 work.wait()
         self._catch_up()
         before = self._snapshot
-        work = self._post(name, None, None, flags=flags, timeout=timeout, sync=True)
+        handle = self._post(name, None, None, flags=flags, timeout=timeout, sync=True)
+        work = self._work(handle, name, None, None)
         if not flags:
             self._boundary_work = work
         work.wait()
@@ -307,8 +309,32 @@ class Communicator:
     def _run(
         self, name: str, given: Buffer | None, target: Buffer | None, async_op: bool, **options: Any
     ) -> Any:
-        work = self._post(name, given, target, sync=not async_op, **options)
-        return work if async_op else work.wait()
+        handle = None
+        cc_wait, pending = lib.cc_wait, lib.CC_PENDING
+        _local.out[0] = ffi.NULL
+        try:
+            handle = self._post(name, given, target, sync=not async_op, **options)
+            if async_op:
+                return self._work(handle, name, given, target)
+            while (status := cc_wait(handle, SLICE_MS)) == pending:
+                pass
+        except BaseException:  # Ctrl-C: the operation goes on, and its buffers must live on
+            if handle is not None and not async_op:
+                self._work(handle, name, given, target)
+            elif _local.out[0]:
+                self._orphans.append((given, target))
+            raise
+        if status == lib.CC_OK:
+            lib.cc_work_free(handle)
+            return None if target is None else target.array
+        return self._work(handle, name, given, target).wait()  # raises
+
+    def _work(self, handle: Any, name: str, given: Buffer | None, target: Buffer | None) -> Work:
+        result = None if target is None else target.array
+        work = Work(handle, name, result, (given, target), self._open.discard)
+        self._open.add(work)
+        self._prune()
+        return work
 
     def _post(
         self,
@@ -324,7 +350,8 @@ class Communicator:
         flags: int = 0,
         lane: int = 0,
         timeout: float | None = None,
-    ) -> Work:
+    ) -> Any:
+        """Posts an operation and returns the core's handle on it."""
         if not isinstance(lane, int) or not 0 <= lane < lib.CC_REPORT_LANES_MAX:
             raise ValueError(f"lane must be 0 to {lib.CC_REPORT_LANES_MAX - 1}, not {lane!r}")
         if self._closed:
@@ -342,14 +369,10 @@ class Communicator:
             request.out = target.pointer
         else:
             request.dtype = request.count = 0
-        self._prune()
         status = lib.cc_post(self._context.native, self._group, request, local.out, local.message)
         if status != lib.CC_OK:
             raise self._post_error(status, text(local.message))
-        result = None if target is None else target.array
-        work = Work(local.out[0], name, result, (given, target), self._open.discard)
-        self._open.add(work)
-        return work
+        return local.out[0]
 
     def _prune(self) -> None:
         """Forgets works that nobody waited for and that are complete, now and then."""

@@ -13,7 +13,7 @@ from collectives._core import ffi, lib
 from collectives.core import text
 from collectives.errors import TimedOut, from_status
 
-_SLICE_MS = 50  # of waiting in C, so that Ctrl-C is noticed
+SLICE_MS = 50  # of waiting in C, so that Ctrl-C is noticed
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Work:
         """
         handle, cc_wait, pending = self._handle, lib.cc_wait, lib.CC_PENDING
         if timeout_ms(timeout) < 0:
-            while (status := cc_wait(handle, _SLICE_MS)) == pending:
+            while (status := cc_wait(handle, SLICE_MS)) == pending:
                 pass
         else:
             assert timeout is not None
@@ -178,4 +178,4 @@ def _resolve(future: asyncio.Future[None]) -> None:
 
 def _slice(end: float) -> int:
     left_ms = round((end - time.monotonic()) * 1000)
-    return max(0, min(_SLICE_MS, left_ms))
+    return max(0, min(SLICE_MS, left_ms))

@@ -15,7 +15,7 @@ void cc_options_default(cc_options *options) {
         .transport = "tcp",
         .bind_address = "127.0.0.1:0",
         .streams = 2,
-        .segment_bytes = 128u << 10,
+        .segment_bytes = 512u << 10,
         .timeouts = {.beat_ms = 200, .dead_ms = 2000, .connect_ms = 5000, .linger_ms = 1000},
     };
 }
@@ -158,18 +158,6 @@ int64_t cc_step(cc_context *context) {
 
 /* ---- membership --------------------------------------------------------------------------- */
 
-static bool crowded(const cc_epoch *epoch, const cc_context *context) {
-    uint32_t here = 0;
-    uint64_t host = 0;
-    for (uint32_t i = 0; i < epoch->n_members; i++)
-        if (memcmp(epoch->members[i].id.bytes, context->links.self.bytes, 16) == 0)
-            host = epoch->members[i].host;
-    for (uint32_t i = 0; i < epoch->n_members; i++) here += epoch->members[i].host == host;
-    cpu_set_t cores;
-    if (sched_getaffinity(0, sizeof cores, &cores) != 0) return true;
-    return here > (uint32_t)CPU_COUNT(&cores);
-}
-
 cc_status cc_install(cc_context *context, const cc_epoch *epoch) {
     cc__lock(context);
     cc_status status = CC_CLOSED;
@@ -178,7 +166,6 @@ cc_status cc_install(cc_context *context, const cc_epoch *epoch) {
         status = group ? cc__group_install(group, epoch) : CC_BUSY;
         if (status == CC_OK) {
             context->rehearsing = false;
-            context->oversubscribed = crowded(epoch, context);
             cc__context_drop_strangers(context);
             context->more = true;
             context->epochs++;

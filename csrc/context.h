@@ -38,7 +38,6 @@ struct cc_context {
     bool token_wanted; /* by a caller, from the progress thread */
     uint32_t sleepers; /* callers that wait for `changed` */
     bool has_thread, thread_idle;
-    bool oversubscribed; /* more peers than cores on this host: yield instead of spinning */
     pthread_t thread;
     pthread_cond_t changed;  /* an operation completed, or the token is free */
     pthread_cond_t work_due; /* the progress thread has something to do */

@@ -1,8 +1,8 @@
 /* Who moves a context: the caller that waits, else a thread.
  *
  * A caller that waits takes the token and drives, so that a small operation costs no hand-off
- * between threads. It spins for a moment (giving way when there are more peers than cores), then
- * blocks in the transport. When nobody waits, the progress thread drives: blocked in the transport
+ * between threads. It spins for a moment, giving way to whoever else wants the core (there may be more
+ * peers than cores), then blocks in the transport. When nobody waits, the progress thread drives: blocked in the transport
  * while operations are open, else looking in every few milliseconds. */
 #include "csrc/context.h"
 
@@ -11,8 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define SPIN_NS 100000LL         /* after the last thing that moved */
-#define SPIN_CROWDED_NS 50000LL  /* the same with more peers than cores */
+#define SPIN_NS 200000LL         /* after the last thing that moved */
 #define IDLE_NS 4000000LL        /* between looks when nothing is open */
 #define BLOCK_MAX_NS 100000000LL /* so that a driver notices what nobody told it */
 
@@ -68,13 +67,12 @@ static void release_token(cc_context *context) {
 /* Drives until the work is complete or the deadline passes. Under the lock. */
 static void drive(cc_context *context, const cc_work *work, int64_t deadline_ns) {
     context->driving = true;
-    int64_t spin_ns = context->oversubscribed ? SPIN_CROWDED_NS : SPIN_NS;
-    int64_t now = cc__now(&context->clock), spin_until = now + spin_ns;
+    int64_t now = cc__now(&context->clock), spin_until = now + SPIN_NS;
     while (!complete(work) && !context->closed && now < deadline_ns) {
         bool moved = cc__context_step(context);
         if (complete(work)) break;
         now = cc__now(&context->clock);
-        if (moved) spin_until = now + spin_ns;
+        if (moved) spin_until = now + SPIN_NS;
         int64_t timeout_ns = 0;
         if (!context->more && now >= spin_until) {
             timeout_ns = until(now, deadline_ns, BLOCK_MAX_NS);
