@@ -31,7 +31,7 @@ CMAKE = $(BIN)/cmake -S . -G Ninja -DCOLLECTIVES_TESTS=ON --log-level=WARNING
 NINJA = $(BIN)/cmake --build
 CTEST = $(BIN)/ctest --output-on-failure --parallel $(JOBS)
 
-.PHONY: build demo test test-c test-python lint format sanitize asan tsan clean
+.PHONY: build demo test test-c test-python test-torch lint format sanitize asan tsan clean
 .DELETE_ON_ERROR:
 
 build: $(STAMPS)/build
@@ -48,6 +48,11 @@ test-c: $(STAMPS)/test
 
 test-python: $(STAMPS)/test
 	$(BIN)/python -m pytest $(PYTEST)
+
+# Torch is no requirement of the tests: this installs it (the CPU build where pip finds one).
+test-torch: $(STAMPS)/test
+	$(PIP) install torch==2.13.0
+	$(BIN)/python -m pytest tests/python/test_torch.py
 
 lint: $(STAMPS)/dev
 	$(BIN)/ruff check .

@@ -62,7 +62,8 @@ cc_status cc__hello_unpack(const uint8_t in[CC__HELLO_BYTES], cc__hello_role rol
         get(in + 20, 4) != 0)
         return CC_PROTOCOL;
     uint64_t said = get(in + 10, 2);
-    if (said != CC_OK && (role == CC__HELLO_DIAL || (said != CC_EVICTED && said != CC_PROTOCOL && said != CC_BUSY)))
+    if (said != CC_OK &&
+        (role == CC__HELLO_DIAL || (said != CC_EVICTED && said != CC_PROTOCOL && said != CC_BUSY)))
         return CC_PROTOCOL;
     if (status) *status = (cc_status)said;
     out->stream = (uint16_t)get(in + 12, 2);
