@@ -10,7 +10,7 @@ See `connect` and `Communicator`. Errors are subclasses of `CollectivesError`.
 
 from __future__ import annotations
 
-from collectives.communicator import Change, Communicator, Member
+from collectives.communicator import Communicator
 from collectives.config import LAN, WAN, Timeouts
 from collectives.errors import (
     Closed,
@@ -29,6 +29,7 @@ from collectives.errors import (
     TimedOut,
 )
 from collectives.joining import connect
+from collectives.membership import Change, Member
 from collectives.work import Info, Work
 
 __version__ = "0.1.0"

@@ -10,7 +10,6 @@ import atexit
 import contextlib
 import threading
 import weakref
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +19,7 @@ from collectives.agent import Agent
 from collectives.buffers import Buffer, buffer_of, check_output, new_like
 from collectives.core import Context, text
 from collectives.errors import Closed, CollectivesError, from_status
+from collectives.membership import Change, Member
 from collectives.work import ALGORITHMS, SLICE_MS, Work, timeout_ms
 
 _OPS = {"sum": lib.CC_SUM, "avg": lib.CC_AVG, "min": lib.CC_MIN, "max": lib.CC_MAX}
@@ -32,29 +32,6 @@ _KINDS = {
     "leave": lib.CC_BOUNDARY,
 }
 _MAX_UNPRUNED = 64
-
-
-@dataclass(frozen=True)
-class Member:
-    """A peer of the group: its rank, its random id, the name it gave, whether it is alive."""
-
-    rank: int
-    id: bytes
-    name: str
-    alive: bool = True
-
-
-@dataclass(frozen=True)
-class Change:
-    """What a boundary did. `joined` and `left` are compared with the last boundary: who died in
-    between has left."""
-
-    epoch: int
-    joined: tuple[Member, ...]
-    left: tuple[Member, ...]
-
-    def __bool__(self) -> bool:
-        return bool(self.joined or self.left)
 
 
 class Communicator:
@@ -125,7 +102,7 @@ class Communicator:
     def members(self) -> tuple[Member, ...]:
         self._catch_up()
         alive = {member.id for member in self._current().members}
-        return tuple(_member(m, m.id in alive) for m in self._snapshot.members)
+        return tuple(Member.of(m, m.id in alive) for m in self._snapshot.members)
 
     @property
     def stats(self) -> dict[str, int]:
@@ -170,8 +147,8 @@ class Communicator:
         record = self._snapshot
         old = {member.id for member in before.members}
         new = {member.id for member in record.members}
-        joined = tuple(_member(m, True) for m in record.members if m.id not in old)
-        left = tuple(_member(m, False) for m in before.members if m.id not in new)
+        joined = tuple(Member.of(m, True) for m in record.members if m.id not in old)
+        left = tuple(Member.of(m, False) for m in before.members if m.id not in new)
         return Change(record.epoch, joined, left)
 
     # ---- collectives ------------------------------------------------------------------------
@@ -443,10 +420,6 @@ _live: weakref.WeakSet[Communicator] = weakref.WeakSet()
 def _close_all() -> None:
     for communicator in list(_live):
         communicator.close()
-
-
-def _member(member: messages.Member, alive: bool) -> Member:
-    return Member(member.rank, member.id, member.name, alive)
 
 
 def _choice(table: dict[str, int], value: str, what: str) -> int:
