@@ -7,7 +7,8 @@
 
 static const struct {
     /* all_reduce, direct: one step, but (m - 1) n bytes and m - 1 reductions on every member.
-     * Eager, or it would wait for the receivers and lose what it is for. */
+     * Eager, or it would wait for the receivers and lose what it is for. From four members on, m - 1
+     * sends cost a member more than doubling's two steps do (measured: docs/performance.md). */
     uint64_t reduce_direct_bytes;
     uint32_t reduce_direct_size;
     /* all_reduce, doubling: log2(m) steps of n bytes against the ring's 2(m - 1) steps of n/m. It
@@ -23,7 +24,7 @@ static const struct {
     uint64_t gather_direct_total_bytes;
 } CUTOFF = {
     .reduce_direct_bytes = CC_EAGER_BYTES,
-    .reduce_direct_size = 8,
+    .reduce_direct_size = 3,
     .reduce_doubling_bytes = 64 << 10,
     .reduce_doubling_chunk_bytes = 4 << 10,
     .broadcast_direct_bytes = 256 << 10,

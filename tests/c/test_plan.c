@@ -232,7 +232,8 @@ static void test_choice(void) {
             }
         }
     }
-    CHECK_EQ(cc__plan_choose(CC_ALL_REDUCE, 4, 256, 4), CC_DIRECT);
+    CHECK_EQ(cc__plan_choose(CC_ALL_REDUCE, 3, 256, 4), CC_DIRECT);
+    CHECK_EQ(cc__plan_choose(CC_ALL_REDUCE, 4, 256, 4), CC_RECURSIVE_DOUBLING);
     CHECK_EQ(cc__plan_choose(CC_ALL_REDUCE, 64, 256, 4), CC_RECURSIVE_DOUBLING);
     CHECK_EQ(cc__plan_choose(CC_ALL_REDUCE, 4, 1 << 24, 4), CC_RING);
     CHECK_EQ(cc__plan_choose(CC_BROADCAST, 4, 256, 4), CC_DIRECT);
