@@ -48,15 +48,50 @@ typedef enum cc_kind {
     CC_ALL_GATHER,
     CC_BARRIER,
     CC_BOUNDARY, /* admit and leave: the moment at which membership may change */
+    CC_REDUCE,
+    CC_GATHER,
+    CC_SCATTER,
+    CC_REDUCE_SCATTER,
+    CC_ALL_TO_ALL,
+    CC_SEND, /* point to point: between two peers, outside all agreement */
+    CC_RECEIVE,
 } cc_kind;
 
-typedef enum cc_dtype { CC_FLOAT32 = 1, CC_FLOAT64, CC_INT32, CC_INT64, CC_BFLOAT16 } cc_dtype;
-typedef enum cc_op { CC_SUM = 1, CC_AVG, CC_MIN, CC_MAX } cc_op;
+typedef enum cc_dtype {
+    CC_FLOAT32 = 1,
+    CC_FLOAT64,
+    CC_INT32,
+    CC_INT64,
+    CC_BFLOAT16,
+    CC_FLOAT16,
+    CC_INT8,
+    CC_INT16,
+    CC_UINT8,
+    CC_UINT16,
+    CC_UINT32,
+    CC_UINT64,
+    CC_BOOL, /* one byte each; any but 0 is true, and results are 0 or 1 */
+} cc_dtype;
+
+typedef enum cc_op {
+    CC_SUM = 1, /* of booleans: or */
+    CC_AVG,     /* the sum divided by the number of contributors; floating point only */
+    CC_MIN,
+    CC_MAX,
+    CC_PROD, /* of booleans: and */
+    CC_BAND, /* the bitwise ones: integers and booleans */
+    CC_BOR,
+    CC_BXOR,
+    CC_PREMUL_SUM, /* the sum of each member's input times its own factor; floating point only */
+} cc_op;
+
 typedef enum cc_algorithm {
     CC_AUTO = 0,
     CC_RING,
     CC_RECURSIVE_DOUBLING,
-    CC_DIRECT, /* every peer sends to every other */
+    CC_DIRECT,           /* who has something for a peer sends it there */
+    CC_HALVING_DOUBLING, /* recursive halving, then recursive doubling */
+    CC_TREE,             /* binomial */
 } cc_algorithm;
 
 typedef struct cc_peer_id {
@@ -148,13 +183,21 @@ typedef enum cc_cause {
     CC_CAUSE_MISMATCH,   /* peers called different operations */
 } cc_cause;
 
+/* What the slowest link between members costs, rounded so that it rarely changes; all members use
+ * the same, to choose the same algorithms. Zeros: not known, a data-centre network is assumed. */
+typedef struct cc_network {
+    uint64_t latency_ns; /* of a short message, one way, the software on both ends included */
+    uint64_t bytes_per_s;
+} cc_network;
+
 typedef struct cc_epoch {
     uint32_t group;
     uint64_t epoch; /* rises with every record of a group */
     cc_cause cause;
     uint32_t world;    /* ranks are 0 .. world-1 */
     uint32_t min_size; /* operations need at least so many members */
-    cc_peer_id lost;   /* CC_CAUSE_LOST: who, for messages; else zero */
+    cc_network network;
+    cc_peer_id lost; /* CC_CAUSE_LOST: who, for messages; else zero */
     uint32_t lost_rank;
     const char *detail;       /* for messages: the first report's detail, or "" */
     const cc_member *members; /* in rank order, this peer included */
@@ -248,31 +291,57 @@ cc_status cc_next_event(cc_context *context, cc_event *out);
 #define CC_LEAVE 2u    /* CC_BOUNDARY: this peer leaves */
 #define CC_ASYNC 4u    /* the caller will not wait at once: the progress thread takes over */
 
-/* in and out are contiguous; `out` is either `in` or does not overlap it.
- *   ALL_REDUCE  in, out: count elements
- *   BROADCAST   in: count elements at the root, ignored elsewhere; out: count elements
- *   ALL_GATHER  in: count elements; out: world * count elements, a row for each rank; the rows of
- *               ranks without a member are zero
- *   BARRIER, BOUNDARY  no buffers */
+/* in and out are contiguous and do not overlap, except in place, where the smaller of the two is
+ * this rank's block of the larger one (or both are the same). n is `count`; a block of rank r is
+ * `count` elements at r * count, or, with `counts`, counts[r] elements behind those of lower ranks.
+ *   ALL_REDUCE, REDUCE  in, out: n elements; REDUCE needs out at the root alone
+ *   BROADCAST           in: n elements at the root, ignored elsewhere; out: n elements
+ *   ALL_GATHER, GATHER  in: this rank's block; out: all blocks (GATHER: at the root alone); blocks
+ *                       of ranks without a member are zero
+ *   SCATTER             in: all blocks at the root, ignored elsewhere; out: this rank's block
+ *   REDUCE_SCATTER      in: all blocks; out: this rank's block, reduced
+ *   ALL_TO_ALL          in: a block for each rank; out: a block from each rank, sized by
+ *                       `receive_counts` if there are `counts`
+ *   SEND, RECEIVE       in or out: n elements; the k-th receive of a tag takes the k-th send to it
+ *   BARRIER, BOUNDARY   no buffers */
 typedef struct cc_request {
     cc_kind kind;
     cc_dtype dtype;
     cc_op op;
     cc_algorithm algorithm;
-    uint32_t root;  /* a rank */
-    uint32_t world; /* ALL_GATHER: for how many ranks `out` has rows; refused if that has changed */
-    uint32_t lane;  /* 0 .. CC_REPORT_LANES_MAX-1 */
+    uint32_t root;  /* a rank; SEND, RECEIVE: the other peer, or CC_ANY_SOURCE */
+    uint32_t tag;   /* SEND, RECEIVE: below CC_TAGS */
+    uint32_t world; /* kinds with blocks: for how many ranks; refused if that has changed */
+    uint32_t lane;  /* 0 .. CC_REPORT_LANES_MAX-1; not for SEND and RECEIVE */
     uint32_t flags;
     const void *in;
     void *out;
-    uint64_t count;
-    int64_t timeout_ms; /* the operation's own deadline; negative: none */
+    uint64_t count;                 /* elements, as above; 0 if there are `counts` */
+    const uint64_t *counts;         /* `world` of them, copied; or NULL */
+    const uint64_t *receive_counts; /* ALL_TO_ALL with counts */
+    double factor;                  /* PREMUL_SUM */
+    int64_t timeout_ms;             /* the operation's own deadline; negative: none */
 } cc_request;
+
+#define CC_ANY_SOURCE 0xFFFFFFFFu
+#define CC_TAGS 0x80000000u
 
 /* Posts an operation; *out is the caller's, to be freed with cc_work_free. An error status means
  * that nothing was posted and no number was used up. CC_BUSY: too many are open in this lane. */
 cc_status cc_post(cc_context *context, uint32_t group, const cc_request *request, cc_work **out,
                   char *message);
+
+/* One array of cc_post_many. */
+typedef struct cc_part {
+    const void *in;
+    void *out; /* `in`, or not overlapping with any other */
+    uint64_t count;
+} cc_part;
+
+/* As cc_post, for an ALL_REDUCE of several arrays of one dtype as if they were one: with one vote.
+ * request->in, out and count are not used. The arrays are packed before the call returns. */
+cc_status cc_post_many(cc_context *context, uint32_t group, const cc_request *request,
+                       const cc_part *parts, uint32_t n_parts, cc_work **out, char *message);
 
 /* Waits until the operation is complete, at most timeout_ms (0: only looks). CC_PENDING: it is not
  * complete; everything else is its outcome. Once it is not CC_PENDING no thread touches the

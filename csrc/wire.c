@@ -3,6 +3,7 @@
 
 #include "csrc/base/limits.h"
 
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -37,6 +38,7 @@ void cc__frame_pack(const cc__frame *frame, uint8_t out[CC_HEADER_BYTES]) {
     out[43] = frame->signature.algorithm;
     put(out + 44, frame->signature.root, 4);
     put(out + 48, frame->signature.count, 8);
+    put(out + 56, frame->signature.digest, 8);
 }
 
 /* The longest payload of a type, or -1 where the type may not come on such a stream. */
@@ -72,6 +74,7 @@ cc_status cc__frame_unpack(const uint8_t in[CC_HEADER_BYTES], int bulk, uint32_t
         .algorithm = in[43],
         .root = (uint32_t)get(in + 44, 4),
         .count = get(in + 48, 8),
+        .digest = get(in + 56, 8),
     };
     if (in[0] != MAGIC_0 || in[1] != MAGIC_1 || out->lane >= CC_LANES_MAX) return CC_PROTOCOL;
     int64_t most = payload_max(out->type, bulk, segment_bytes);
@@ -107,44 +110,98 @@ uint64_t cc__signature_hash(const cc__signature *signature) {
     uint64_t what = (uint64_t)signature->kind << 56 | (uint64_t)signature->dtype << 48 |
                     (uint64_t)signature->op << 40 | (uint64_t)signature->algorithm << 32 |
                     signature->root;
-    uint64_t hash = mix(mix(what + 1) ^ signature->count);
+    uint64_t hash = mix(mix(mix(what + 1) ^ signature->count) + signature->digest);
     return hash ? hash : 1;
 }
 
 int cc__signature_equal(const cc__signature *a, const cc__signature *b) {
     return a->kind == b->kind && a->dtype == b->dtype && a->op == b->op &&
-           a->algorithm == b->algorithm && a->root == b->root && a->count == b->count;
+           a->algorithm == b->algorithm && a->root == b->root && a->count == b->count &&
+           a->digest == b->digest;
 }
 
 static const char *name_of(const char *const *names, size_t count, uint8_t value) {
     return value < count && names[value] ? names[value] : "?";
 }
 
+uint64_t cc__counts_digest(const uint64_t *counts, uint32_t n) {
+    uint64_t digest = n;
+    for (uint32_t i = 0; i < n; i++) digest = mix(digest ^ mix(counts[i] + 1));
+    return digest ? digest : 1;
+}
+
+/* What the text of a kind shows besides its dtype. */
+enum { OP = 1, ROOT = 2, COUNT = 4, DTYPE = 8 };
+
+static const struct {
+    const char *name;
+    int shows;
+} KINDS[] = {
+    [CC_ALL_REDUCE] = {"all_reduce", DTYPE | OP | COUNT},
+    [CC_BROADCAST] = {"broadcast", DTYPE | ROOT | COUNT},
+    [CC_ALL_GATHER] = {"all_gather", DTYPE | COUNT},
+    [CC_BARRIER] = {"barrier", 0},
+    [CC_BOUNDARY] = {"admit", 0},
+    [CC_REDUCE] = {"reduce", DTYPE | OP | ROOT | COUNT},
+    [CC_GATHER] = {"gather", DTYPE | ROOT | COUNT},
+    [CC_SCATTER] = {"scatter", DTYPE | ROOT | COUNT},
+    [CC_REDUCE_SCATTER] = {"reduce_scatter", DTYPE | OP | COUNT},
+    [CC_ALL_TO_ALL] = {"all_to_all", DTYPE | COUNT},
+    [CC_SEND] = {"send", DTYPE | COUNT},
+    [CC_RECEIVE] = {"receive", DTYPE | COUNT},
+};
+
+static const char *const DTYPES[] = {
+    [CC_FLOAT32] = "float32", [CC_FLOAT64] = "float64",   [CC_INT32] = "int32",
+    [CC_INT64] = "int64",     [CC_BFLOAT16] = "bfloat16", [CC_FLOAT16] = "float16",
+    [CC_INT8] = "int8",       [CC_INT16] = "int16",       [CC_UINT8] = "uint8",
+    [CC_UINT16] = "uint16",   [CC_UINT32] = "uint32",     [CC_UINT64] = "uint64",
+    [CC_BOOL] = "bool",
+};
+
+static const char *const OPS[] = {
+    [CC_SUM] = "sum", [CC_AVG] = "avg",   [CC_MIN] = "min",
+    [CC_MAX] = "max", [CC_PROD] = "prod", [CC_BAND] = "band",
+    [CC_BOR] = "bor", [CC_BXOR] = "bxor", [CC_PREMUL_SUM] = "premul_sum",
+};
+
+static const char *const ALGORITHMS[] = {
+    [CC_AUTO] = "auto",
+    [CC_RING] = "ring",
+    [CC_RECURSIVE_DOUBLING] = "recursive_doubling",
+    [CC_DIRECT] = "direct",
+    [CC_HALVING_DOUBLING] = "halving_doubling",
+    [CC_TREE] = "tree",
+};
+
+static void append(char **at, char *end, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+static void append(char **at, char *end, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    int written = vsnprintf(*at, (size_t)(end - *at), format, arguments);
+    va_end(arguments);
+    if (written > 0) *at += written < end - *at ? written : end - *at - 1;
+}
+
 void cc__signature_text(const cc__signature *signature, char *out, size_t size) {
-    static const char *const kinds[] = {0,         "all_reduce", "broadcast", "all_gather",
-                                        "barrier", "admit"};
-    static const char *const dtypes[] = {0, "float32", "float64", "int32", "int64", "bfloat16"};
-    static const char *const ops[] = {0, "sum", "avg", "min", "max"};
-    static const char *const algorithms[] = {"auto", "ring", "recursive_doubling", "direct"};
 #define NAME(table, value) name_of(table, sizeof table / sizeof table[0], value)
-    const char *kind = NAME(kinds, signature->kind);
-    const char *dtype = NAME(dtypes, signature->dtype);
-    const char *op = NAME(ops, signature->op);
-    const char *algorithm = NAME(algorithms, signature->algorithm);
-#undef NAME
-    unsigned long long count = (unsigned long long)signature->count;
-    switch (signature->kind) {
-    case CC_ALL_REDUCE:
-        snprintf(out, size, "%s(%s, op=%s, count=%llu, algorithm=%s)", kind, dtype, op, count,
-                 algorithm);
-        break;
-    case CC_BROADCAST:
-        snprintf(out, size, "%s(%s, root=%u, count=%llu, algorithm=%s)", kind, dtype,
-                 signature->root, count, algorithm);
-        break;
-    case CC_ALL_GATHER:
-        snprintf(out, size, "%s(%s, count=%llu, algorithm=%s)", kind, dtype, count, algorithm);
-        break;
-    default: snprintf(out, size, "%s()", kind); break;
+    char *end = out + size;
+    if (signature->kind >= sizeof KINDS / sizeof KINDS[0] || KINDS[signature->kind].name == NULL) {
+        append(&out, end, "an unknown operation");
+        return;
     }
+    int shows = KINDS[signature->kind].shows;
+    append(&out, end, "%s(", KINDS[signature->kind].name);
+    if (shows & DTYPE) append(&out, end, "%s", NAME(DTYPES, signature->dtype));
+    if (shows & OP) append(&out, end, ", op=%s", NAME(OPS, signature->op));
+    if (shows & ROOT) append(&out, end, ", root=%u", signature->root);
+    if (shows & COUNT && !(signature->kind == CC_ALL_TO_ALL && signature->digest))
+        append(&out, end, ", count=%llu", (unsigned long long)signature->count);
+    if (signature->digest)
+        append(&out, end, ", uneven %04x", (unsigned)(signature->digest & 0xffff));
+    if (shows & COUNT) append(&out, end, ", algorithm=%s", NAME(ALGORITHMS, signature->algorithm));
+    append(&out, end, ")");
+#undef NAME
 }

@@ -1,5 +1,5 @@
 /* Every frame that crosses a link: its layout, and the checks that need no state. All frames open
- * with the same 56-byte header, little endian. See docs/protocol.md.
+ * with the same 64-byte header, little endian. See docs/protocol.md.
  *
  * Whether a frame fits the operation it names is not decided here but by what the operation's plan
  * expects (csrc/op.c): lengths are compared there, never believed. */
@@ -8,7 +8,7 @@
 
 #include "csrc/collectives.h"
 
-#define CC_HEADER_BYTES 56
+#define CC_HEADER_BYTES 64
 
 typedef enum cc__frame_type {
     CC__BEAT = 1,  /* I live */
@@ -26,10 +26,13 @@ typedef struct cc__signature {
     uint8_t kind, dtype, op, algorithm;
     uint32_t root; /* a rank */
     uint64_t count;
+    uint64_t digest; /* of the counts of uneven blocks; 0: even */
 } cc__signature;
 
 /* A number that differs where signatures differ, but for one chance in 2^64. Never 0. */
 uint64_t cc__signature_hash(const cc__signature *signature);
+/* A digest of `n` counts, never 0. */
+uint64_t cc__counts_digest(const uint64_t *counts, uint32_t n);
 int cc__signature_equal(const cc__signature *a, const cc__signature *b);
 /* "all_reduce(float32, sum, count=12)" to `out`. Any bytes are fine: it may come off the wire. */
 void cc__signature_text(const cc__signature *signature, char *out, size_t size);

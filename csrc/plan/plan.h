@@ -10,7 +10,13 @@
  * Areas: IN and OUT are the caller's buffers (the same memory when in place), STAGE is scratch.
  * A plan must be right in place too: no byte of IN that is still to be read, by a send or as an
  * operand, may be overwritten before. Where only the arrival of data that depends on the earlier
- * read can trigger the overwrite, no fence is needed (ring); else there must be one. */
+ * read can trigger the overwrite, no fence is needed (ring); else there must be one. In place means
+ * OUT == IN (ALL_REDUCE, REDUCE, BROADCAST), or that the smaller of the two buffers is this member's
+ * own block of the larger (the kinds with blocks; ALL_TO_ALL is never in place).
+ *
+ * OUT does not exist at a member that gets no result (REDUCE, GATHER: all but the root), IN does not
+ * at one that gives none (BROADCAST, SCATTER: all but the root). A plan never touches them there.
+ */
 #ifndef CC_PLAN_H
 #define CC_PLAN_H
 
@@ -58,18 +64,30 @@ typedef struct cc__plan {
                   data may be sent before the receiver is known to be ready */
 } cc__plan;
 
+/* Where a member's block lies in the larger buffer of a kind that has blocks. */
+typedef struct cc__block {
+    uint64_t offset, bytes;
+} cc__block;
+
 typedef struct cc__plan_input {
     cc_kind kind;
     cc_algorithm algorithm; /* not CC_AUTO */
     uint32_t size, me;      /* members of the epoch, and this one's index in it */
-    uint32_t root;          /* index, BROADCAST */
-    uint64_t count;         /* elements, as in cc_request */
+    uint32_t root;          /* index; kinds that have one */
+    uint64_t count;         /* elements, of kinds without blocks */
     uint32_t element_bytes;
-    const uint32_t *ranks; /* ALL_GATHER: member index -> row of the output; size entries */
+    const cc__block *blocks;     /* by member index, size entries: ALL_GATHER, GATHER: of OUT;
+                                    SCATTER, REDUCE_SCATTER, ALL_TO_ALL: of IN. They do not overlap;
+                                    some may be empty, and there may be gaps (ranks without member) */
+    const cc__block *out_blocks; /* ALL_TO_ALL: of OUT */
+    int uneven; /* ALL_TO_ALL: members know their own blocks alone, so eager is not allowed */
 } cc__plan_input;
 
-/* The algorithm that CC_AUTO stands for: a pure function of what all members know alike. */
-cc_algorithm cc__plan_choose(cc_kind kind, uint32_t size, uint64_t count, uint32_t element_bytes);
+/* The algorithm that CC_AUTO stands for: a pure function of what all members know alike. `bytes`
+ * are those of the larger buffer (of all blocks, for kinds that have them); 0 for an uneven
+ * ALL_TO_ALL. The choice can always do `kind`. */
+cc_algorithm cc__plan_choose(const cc_network *network, cc_kind kind, uint32_t size,
+                             uint64_t bytes);
 
 /* Whether `algorithm` can do `kind`. */
 int cc__plan_supports(cc_kind kind, cc_algorithm algorithm);
