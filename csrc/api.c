@@ -1,6 +1,5 @@
 /* The public entry points: arguments are checked here, before anything is locked or sent. */
 #include "csrc/context.h"
-#include "csrc/kernels/kernels.h"
 
 #include <fcntl.h>
 #include <stdio.h>
@@ -242,58 +241,25 @@ cc_status cc_next_event(cc_context *context, cc_event *out) {
 
 /* ---- operations --------------------------------------------------------------------------- */
 
-static const char *bad_request(const cc_request *request) {
-    if (request->lane >= CC_LANES_MAX) return "lane must be below 16";
-    if (request->kind == CC_BOUNDARY && request->lane != 0) return "admit and leave are of lane 0";
-    if (request->kind == CC_BARRIER || request->kind == CC_BOUNDARY) return NULL;
-    if (request->kind < CC_ALL_REDUCE || request->kind > CC_BOUNDARY) return "no such operation";
-    size_t element = cc_dtype_bytes(request->dtype);
-    if (element == 0) return "no such dtype";
-    if (request->count > (UINT64_MAX >> 16) / element) return "count is too large";
-    if (request->count > 0 && (request->out == NULL || request->in == NULL))
-        return "a buffer is missing";
-    return NULL;
+static cc_status check_request(const cc_request *request, char *message) {
+    const char *fault = cc__request_fault(request);
+    if (fault) return say(message, CC_INVALID, fault);
+    fault = cc__request_unsupported(request);
+    return fault ? say(message, CC_UNSUPPORTED, fault) : CC_OK;
 }
 
-static const char *unsupported(const cc_request *request) {
-    if (request->kind == CC_ALL_REDUCE && !cc__reduce_supports(request->dtype, request->op))
-        return "this reduction is not defined for this dtype";
-    if (request->algorithm != CC_AUTO && !cc__plan_supports(request->kind, request->algorithm))
-        return "this algorithm cannot do this operation";
-    return NULL;
-}
-
-static bool overlap(const cc_request *request, uint32_t world, uint32_t rank) {
-    uint64_t bytes = request->count * cc_dtype_bytes(request->dtype);
-    uint64_t out_bytes = request->kind == CC_ALL_GATHER ? bytes * world : bytes;
-    uintptr_t in = (uintptr_t)request->in, out = (uintptr_t)request->out;
-    if (bytes == 0 || in + bytes <= out || out + out_bytes <= in) return false;
-    return in != (request->kind == CC_ALL_GATHER ? out + rank * bytes : out);
-}
-
-cc_status cc_post(cc_context *context, uint32_t group_id, const cc_request *request, cc_work **out,
-                  char *message) {
-    char scratch[CC_MESSAGE_MAX];
-    if (message == NULL) message = scratch;
-    message[0] = 0;
-    *out = NULL;
-    const char *bad = bad_request(request);
-    if (bad) return say(message, CC_INVALID, bad);
-    bad = unsupported(request);
-    if (bad) return say(message, CC_UNSUPPORTED, bad);
+/* Posts a valid request under the lock. */
+static cc_status post(cc_context *context, uint32_t group_id, const cc_request *request,
+                      cc__pack *pack, cc_work **out, char *message) {
     cc__lock(context);
     cc_status status;
     cc__group *group = cc__context_group(context, group_id, false);
-    if (context->closed) {
+    if (context->closed)
         status = say(message, CC_CLOSED, "the communicator is closed");
-    } else if (group == NULL) {
+    else if (group == NULL)
         status = say(message, CC_INVALID, "this peer is no member of such a group");
-    } else if (group->size > 0 && overlap(request, group->world, group->ranks[group->me])) {
-        status = say(message, CC_INVALID, "input and output overlap; only out=input is allowed");
-    } else {
-        int64_t now = cc__now(&context->clock);
-        status = cc__group_post(group, request, now, out, message);
-    }
+    else
+        status = cc__group_post(group, request, pack, cc__now(&context->clock), out, message);
     if (status == CC_OK) {
         (*out)->context = context;
         context->references++;
@@ -304,6 +270,63 @@ cc_status cc_post(cc_context *context, uint32_t group_id, const cc_request *requ
     }
     cc__unlock(context);
     return status;
+}
+
+/* Posts a request whose input is packed first. */
+static cc_status post_packed(cc_context *context, uint32_t group, const cc_request *request,
+                             const cc_part *parts, uint32_t n_parts, cc_work **out, char *message) {
+    cc_request packed = *request;
+    cc__pack pack;
+    cc_status status = cc__pack_open(&pack, &packed, parts, n_parts);
+    if (status != CC_OK) return say(message, status, "no memory to pack the input");
+    status = post(context, group, &packed, &pack, out, message);
+    cc__pack_close(&pack);
+    return status;
+}
+
+cc_status cc_post(cc_context *context, uint32_t group_id, const cc_request *request, cc_work **out,
+                  char *message) {
+    char scratch[CC_MESSAGE_MAX];
+    if (message == NULL) message = scratch;
+    message[0] = 0;
+    *out = NULL;
+    cc_status status = check_request(request, message);
+    if (status != CC_OK) return status;
+    bool scaled = (cc__kind_traits(request->kind) & CC__HAS_OP) && request->op == CC_PREMUL_SUM;
+    if (!scaled) return post(context, group_id, request, NULL, out, message);
+    if (request->in == NULL && cc__request_total(request, false) > 0)
+        return say(message, CC_INVALID, "the input buffer is missing");
+    return post_packed(context, group_id, request, NULL, 0, out, message);
+}
+
+static const char *bad_parts(const cc_request *request, const cc_part *parts, uint32_t n_parts) {
+    if (request->kind != CC_ALL_REDUCE) return "only all_reduce takes several arrays";
+    for (uint32_t i = 0; i < n_parts; i++) {
+        if (parts[i].count > 0 && (parts[i].in == NULL || parts[i].out == NULL))
+            return "the buffer of an array is missing";
+        if (request->op == CC_PREMUL_SUM && parts[i].in == parts[i].out)
+            return "premul_sum of several arrays cannot be in place";
+    }
+    return NULL;
+}
+
+cc_status cc_post_many(cc_context *context, uint32_t group_id, const cc_request *request,
+                       const cc_part *parts, uint32_t n_parts, cc_work **out, char *message) {
+    char scratch[CC_MESSAGE_MAX];
+    if (message == NULL) message = scratch;
+    message[0] = 0;
+    *out = NULL;
+    cc_request whole = *request;
+    whole.count = 0;
+    const char *bad = bad_parts(request, parts, n_parts);
+    for (uint32_t i = 0; i < n_parts && !bad; i++) {
+        if (parts[i].count > UINT64_MAX - whole.count) bad = "count is too large";
+        whole.count += parts[i].count;
+    }
+    if (bad) return say(message, CC_INVALID, bad);
+    cc_status status = check_request(&whole, message);
+    if (status != CC_OK) return status;
+    return post_packed(context, group_id, &whole, parts, n_parts, out, message);
 }
 
 cc_status cc_wait(cc_work *work, int64_t timeout_ms) {

@@ -251,6 +251,7 @@ cc_status cc__group_install(cc__group *group, const cc_epoch *record) {
                                  .min_size = record->min_size};
     snprintf(group->reason.detail, sizeof group->reason.detail, "%s",
              record->detail ? record->detail : "");
+    group->network = record->network;
     group->world = record->world;
     group->min_size = record->min_size;
     if (record->cause == CC_CAUSE_BOUNDARY) group->joiners = 0;

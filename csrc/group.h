@@ -20,6 +20,7 @@ typedef enum cc__group_state {
 typedef struct cc__notice {
     uint64_t sequence; /* 0: nothing */
     cc__signature signature;
+    uint64_t expects; /* READY: the bytes that it expects of this peer, where that matters */
     uint32_t wishes;
     bool ready, voted;
 } cc__notice;
@@ -62,6 +63,7 @@ typedef struct cc__group {
     /* the epoch */
     uint64_t epoch;
     cc__reason reason;
+    cc_network network;
     uint32_t world, min_size, size, me;
     cc_member *members;
     uint32_t *ranks;
@@ -109,10 +111,11 @@ bool cc__group_pump(cc__group *group);
 /* Seals if a deadline has passed; returns the next one. */
 int64_t cc__group_tick(cc__group *group, int64_t now);
 
-/* Posts. The request is valid in itself (csrc/api.c checked it); *out has one reference for the
- * caller. CC_BUSY: a bound is reached, or a boundary is open. */
-cc_status cc__group_post(cc__group *group, const cc_request *request, int64_t now, cc__op **out,
-                         char *message);
+/* Posts. The request is valid in itself (csrc/api.c checked it); `pack` is NULL, or taken over if
+ * CC_OK is returned. *out has one reference for the caller. CC_BUSY: a bound is reached, or a
+ * boundary is open. */
+cc_status cc__group_post(cc__group *group, const cc_request *request, cc__pack *pack, int64_t now,
+                         cc__op **out, char *message);
 
 /* ---- between group.c, lane.c and lane_data.c ---------------------------------------------- */
 
@@ -141,6 +144,8 @@ cc__lane *cc__lane_of_frame(cc__group *group, uint32_t member, const cc__frame *
 /* Whether a member's call is ours; if not, the epoch is sealed. */
 bool cc__lane_same_call(cc__group *group, cc__lane *lane, uint32_t member, uint64_t sequence,
                         const cc__signature *theirs);
+bool cc__lane_same_blocks(cc__group *group, cc__lane *lane, uint32_t member, uint64_t sequence,
+                          uint64_t expects);
 bool cc__lane_may_send(cc__group *group, cc__lane *lane, const cc__op *op, uint32_t member);
 void cc__lane_send_ready(cc__group *group, const cc__op *op, uint32_t member);
 void cc__lane_activate(cc__group *group, cc__op *op);

@@ -151,10 +151,14 @@ static void succeed(cc__group *group, cc__lane *lane, cc__op *op) {
     if (op->verdict == CC_GROUP_TOO_SMALL) {
         failure(&group->reason, op, message);
     } else if (op->verdict == CC_PEER_LOST) {
-        op->info.lost_rank = op->request.root;
+        op->info.lost_rank = op->verdict_rank;
+        bool is_root = (cc__kind_traits(op->request.kind) & CC__HAS_ROOT) &&
+                       op->verdict_rank == op->request.root;
         snprintf(message, sizeof message,
-                 "operation %llu: rank %u, its root, was lost; choose another root",
-                 (unsigned long long)op->sequence, op->request.root);
+                 is_root ? "operation %llu: rank %u, its root, was lost; choose another root"
+                         : "operation %llu: rank %u, which has a part in it, was lost; admit() "
+                           "closes the hole",
+                 (unsigned long long)op->sequence, op->verdict_rank);
     }
     cc__lane_complete(group, lane, op, op->verdict, message);
 }
@@ -257,6 +261,23 @@ bool cc__lane_same_call(cc__group *group, cc__lane *lane, uint32_t member, uint6
     return false;
 }
 
+/* Seals if a member expects another length of us than we send it. */
+bool cc__lane_same_blocks(cc__group *group, cc__lane *lane, uint32_t member, uint64_t sequence,
+                          uint64_t expects) {
+    const cc__op *op = cc__lane_op(lane, sequence);
+    if (op == NULL) return true;
+    uint32_t rank = group->ranks[member];
+    uint64_t sends = cc__op_sends_to(op, rank);
+    if (sends == expects) return true;
+    char detail[CC_DETAIL_MAX];
+    snprintf(detail, sizeof detail,
+             "in all_to_all number %llu rank %u sends %llu bytes to rank %u, which expects %llu",
+             (unsigned long long)sequence, group->ranks[group->me], (unsigned long long)sends, rank,
+             (unsigned long long)expects);
+    cc__group_seal_mismatch(group, lane, sequence, detail);
+    return false;
+}
+
 /* Whether bulk or eager data of an operation may go to a member. */
 bool cc__lane_may_send(cc__group *group, cc__lane *lane, const cc__op *op, uint32_t member) {
     if (member == group->me || !group->installed[member]) return false;
@@ -301,10 +322,13 @@ void cc__lane_on_vote(cc__group *group, uint32_t member, const cc__frame *frame)
 
 void cc__lane_on_ready(cc__group *group, uint32_t member, const cc__frame *frame) {
     cc__lane *lane = cc__lane_of_frame(group, member, frame);
-    if (lane == NULL || frame->sequence <= lane->done) return;
+    if (lane == NULL || frame->sequence <= lane->tally.committed) return;
+    if (!cc__lane_same_blocks(group, lane, member, frame->sequence, frame->offset)) return;
+    if (frame->sequence <= lane->done) return;
     cc__notice *notice = notice_of(lane, member, frame->sequence);
     if (notice == NULL) return;
     notice->ready = true;
+    notice->expects = frame->offset;
     notice->signature = frame->signature;
     update_clear(group, lane, member);
 }
@@ -317,6 +341,7 @@ void cc__lane_send_ready(cc__group *group, const cc__op *op, uint32_t member) {
         .group = group->id,
         .epoch = group->epoch,
         .sequence = op->sequence,
+        .offset = cc__op_expects_from(op, group->ranks[member]),
         .signature = op->signature,
     };
     cc__links_send(group->links, group->member_links[member], &frame, NULL);

@@ -97,30 +97,59 @@ static uint32_t own_wishes(const cc__group *group, const cc_request *request) {
     return wishes;
 }
 
-static bool root_is_there(const cc__group *group, const cc_request *request) {
-    if (request->kind != CC_BROADCAST) return true;
-    for (uint32_t i = 0; i < group->size; i++)
-        if (group->ranks[i] == request->root) return true;
-    return false;
+/* The first rank without a member that the operation cannot do without, or `world`. */
+static uint32_t missing_rank(const cc__group *group, const cc_request *request) {
+    unsigned traits = cc__kind_traits(request->kind);
+    for (uint32_t rank = 0, i = 0; rank < group->world; rank++) {
+        if (i < group->size && group->ranks[i] == rank) {
+            i++;
+            continue;
+        }
+        bool is_root = (traits & CC__HAS_ROOT) && rank == request->root;
+        if (is_root || (traits & CC__NEEDS_ALL)) return rank;
+    }
+    return group->world;
+}
+
+/* Errors that all members find alike. */
+static void find_verdict(const cc__group *group, cc__op *op) {
+    if (group->size < group->min_size) {
+        op->verdict = CC_GROUP_TOO_SMALL;
+        return;
+    }
+    op->verdict_rank = missing_rank(group, &op->request);
+    if (op->verdict_rank < group->world) op->verdict = CC_PEER_LOST;
+}
+
+static void choose_algorithm(const cc__group *group, cc__op *op) {
+    if (op->signature.algorithm != CC_AUTO) return;
+    bool unknown = op->request.kind == CC_ALL_TO_ALL && op->request.counts;
+    uint64_t total = unknown ? 0 : cc__request_total(&op->request, false);
+    op->signature.algorithm = (uint8_t)cc__plan_choose(&group->network, op->request.kind,
+                                                       group->size, total * op->element_bytes);
+}
+
+/* Whether a member has posted another call, or one whose blocks do not fit ours. */
+static bool fits_notices(cc__group *group, cc__lane *lane, const cc__op *op) {
+    for (uint32_t i = 0; i < group->size; i++) {
+        const cc__notice *notice = i == group->me ? NULL : cc__lane_notice(lane, i, op->sequence);
+        if (notice == NULL) continue;
+        if (!cc__lane_same_call(group, lane, i, op->sequence, &notice->signature)) return false;
+        if (notice->ready && !cc__lane_same_blocks(group, lane, i, op->sequence, notice->expects))
+            return false;
+    }
+    return true;
 }
 
 static void start(cc__group *group, cc__lane *lane, cc__op *op) {
+    uint32_t size = group->size;
     op->epoch = group->epoch;
     if (op->request.kind == CC_BOUNDARY)
         op->wishes = own_wishes(group, &op->request);
-    else if (group->size < group->min_size)
-        op->verdict = CC_GROUP_TOO_SMALL;
-    else if (!root_is_there(group, &op->request))
-        op->verdict = CC_PEER_LOST;
-    uint32_t size = group->size;
-    cc_algorithm algorithm = (cc_algorithm)op->signature.algorithm;
-    if (algorithm == CC_AUTO)
-        algorithm = cc__plan_choose(op->request.kind, size, op->request.count, op->element_bytes);
-    op->signature.algorithm = (uint8_t)algorithm;
-    for (uint32_t i = 0; i < size; i++) {
-        const cc__notice *notice = i == group->me ? NULL : cc__lane_notice(lane, i, op->sequence);
-        if (notice && !cc__lane_same_call(group, lane, i, op->sequence, &notice->signature)) return;
-    }
+    else
+        find_verdict(group, op);
+    choose_algorithm(group, op);
+    if (!fits_notices(group, lane, op)) return;
     if (op->verdict != CC_OK) {
         op->done = true; /* nothing moves; it takes its number and its votes like any other */
         cc__lane_advance(group, lane);
@@ -157,18 +186,6 @@ static bool boundary_open(const cc__group *group) {
     return op && op->request.kind == CC_BOUNDARY;
 }
 
-/* What must be equal on all members: fields that the operation does not use are left out. */
-static cc__signature signature_of(const cc_request *request) {
-    cc__signature signature = {.kind = (uint8_t)request->kind};
-    if (request->kind == CC_BARRIER || request->kind == CC_BOUNDARY) return signature;
-    signature.dtype = (uint8_t)request->dtype;
-    signature.algorithm = (uint8_t)request->algorithm;
-    signature.count = request->count;
-    if (request->kind == CC_ALL_REDUCE) signature.op = (uint8_t)request->op;
-    if (request->kind == CC_BROADCAST) signature.root = request->root;
-    return signature;
-}
-
 static cc_status may_post(const cc__group *group, const cc_request *request, const cc__lane *lane,
                           char *message) {
     const char *why = NULL;
@@ -183,8 +200,35 @@ static cc_status may_post(const cc__group *group, const cc_request *request, con
     return CC_BUSY;
 }
 
-cc_status cc__group_post(cc__group *group, const cc_request *request, int64_t now, cc__op **out,
-                         char *message) {
+/* What is wrong with the request's ranks or buffers in this group, if anything. */
+static cc_status check_for_group(const cc__group *group, const cc_request *request,
+                                 const cc__pack *pack, char *message) {
+    unsigned traits = cc__kind_traits(request->kind);
+    uint32_t rank = group->ranks[group->me];
+    const char *why = NULL;
+    if ((traits & CC__BLOCKS) && request->world != group->world) {
+        snprintf(message, CC_MESSAGE_MAX, "the buffers have blocks for %u ranks and this group %u",
+                 request->world, group->world);
+        return CC_INVALID;
+    }
+    if ((traits & CC__HAS_ROOT) && request->root >= group->world) {
+        snprintf(message, CC_MESSAGE_MAX, "root %u is no rank of this group of %u", request->root,
+                 group->world);
+        return CC_INVALID;
+    }
+    if (request->in == NULL && cc__request_in_bytes(request, rank) > 0)
+        why = "the input buffer is missing";
+    else if (request->out == NULL && cc__request_out_bytes(request, rank) > 0)
+        why = "the output buffer is missing";
+    else if (!pack && cc__request_overlaps(request, rank) && !cc__request_in_place(request, rank))
+        why = "input and output overlap; only out=input is allowed, or a block in its own place";
+    if (why == NULL) return CC_OK;
+    snprintf(message, CC_MESSAGE_MAX, "%s", why);
+    return CC_INVALID;
+}
+
+cc_status cc__group_post(cc__group *group, const cc_request *request, cc__pack *pack, int64_t now,
+                         cc__op **out, char *message) {
     if (group->state == CC__GROUP_ENDED) {
         snprintf(message, CC_MESSAGE_MAX, "%s", group->end_message);
         return group->end;
@@ -193,24 +237,14 @@ cc_status cc__group_post(cc__group *group, const cc_request *request, int64_t no
         snprintf(message, CC_MESSAGE_MAX, "this peer is no member of the group yet");
         return CC_INVALID;
     }
-    bool has_rows = request->kind == CC_ALL_GATHER && request->count > 0;
-    if (has_rows && request->world != group->world) {
-        snprintf(message, CC_MESSAGE_MAX, "the output has %u rows and this group %u ranks",
-                 request->world, group->world);
-        return CC_INVALID;
-    }
-    if (request->kind == CC_BROADCAST && request->root >= group->world) {
-        snprintf(message, CC_MESSAGE_MAX, "root %u is no rank of this group of %u", request->root,
-                 group->world);
-        return CC_INVALID;
-    }
+    cc_status status = check_for_group(group, request, pack, message);
+    if (status != CC_OK) return status;
     cc__lane *lane = cc__lane_get(group, request->lane);
     if (lane == NULL) return CC_NO_MEMORY;
-    cc_status status = may_post(group, request, lane, message);
+    status = may_post(group, request, lane, message);
     if (status != CC_OK) return status;
-    cc__op *op = cc__op_new(request, group->id, lane->posted + 1);
+    cc__op *op = cc__op_new(request, pack, group->id, lane->posted + 1);
     if (op == NULL) return CC_NO_MEMORY;
-    op->signature = signature_of(request);
     if (request->timeout_ms >= 0 && request->timeout_ms < (INT64_MAX - now) / CC__MS)
         op->deadline_ns = now + request->timeout_ms * CC__MS;
     if (op->deadline_ns < group->deadline_ns) group->deadline_ns = op->deadline_ns;

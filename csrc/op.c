@@ -11,10 +11,32 @@
 #define LOCAL_STEP_BYTES (256u << 10) /* of one memcpy or kernel call of a local move */
 #define PUMP_BYTES (2u << 20)         /* moved by one call of pump, so that others get a turn */
 
-cc__op *cc__op_new(const cc_request *request, uint32_t group, uint64_t sequence) {
+static bool keep_counts(cc__op *op) {
+    uint32_t world = op->request.world;
+    if (op->request.counts == NULL) return true;
+    op->counts = calloc(2u * world + 1, sizeof *op->counts);
+    if (op->counts == NULL) return false;
+    memcpy(op->counts, op->request.counts, world * sizeof *op->counts);
+    op->request.counts = op->counts;
+    if (op->request.receive_counts == NULL) return true;
+    memcpy(op->counts + world, op->request.receive_counts, world * sizeof *op->counts);
+    op->request.receive_counts = op->counts + world;
+    return true;
+}
+
+cc__op *cc__op_new(const cc_request *request, cc__pack *pack, uint32_t group, uint64_t sequence) {
     cc__op *op = calloc(1, sizeof *op);
     if (op == NULL) return NULL;
     op->request = *request;
+    if (!keep_counts(op)) {
+        free(op);
+        return NULL;
+    }
+    if (pack) {
+        op->pack = *pack;
+        *pack = (cc__pack){0};
+    }
+    op->signature = cc__request_signature(request);
     op->group = group;
     op->sequence = sequence;
     op->deadline_ns = CC__NEVER;
@@ -27,6 +49,7 @@ cc__op *cc__op_new(const cc_request *request, uint32_t group, uint64_t sequence)
 void cc__op_unref(cc__op *op) {
     if (--op->references > 0) return;
     free(op->notify_fds);
+    free(op->counts);
     free(op);
 }
 
@@ -48,13 +71,17 @@ static cc_status allocate(cc__op *op, uint32_t size) {
     op->states = calloc(op->plan.n_moves + 1u, sizeof *op->states);
     op->segments = calloc(total + 1, 1);
     op->clear = calloc(size, sizeof *op->clear);
+    op->traffic = calloc(size, sizeof *op->traffic);
     op->stage = op->plan.stage_bytes ? malloc(op->plan.stage_bytes) : NULL;
-    if (!op->states || !op->segments || !op->clear || (op->plan.stage_bytes && !op->stage))
+    if (!op->states || !op->segments || !op->clear || !op->traffic ||
+        (op->plan.stage_bytes && !op->stage))
         return CC_NO_MEMORY;
     total = 0;
     for (uint32_t i = 0; i < op->plan.n_moves; i++) {
         const cc__move *move = &op->plan.moves[i];
+        if (move->kind == CC__SEND) op->traffic[move->peer] |= CC__TRAFFIC_TO;
         if (!is_receive(move)) continue;
+        op->traffic[move->peer] |= CC__TRAFFIC_FROM;
         cc__move_state *state = &op->states[i];
         state->segments = op->segments + total;
         state->n_segments = (move->bytes + step_of(op, move) - 1) / step_of(op, move);
@@ -66,70 +93,105 @@ static cc_status allocate(cc__op *op, uint32_t size) {
 static void free_parts(cc__op *op) {
     cc__plan_free(&op->plan);
     cc__saved_close(&op->saved);
+    cc__pack_close(&op->pack);
     free(op->states);
     free(op->segments);
     free(op->clear);
+    free(op->traffic);
     free(op->stage);
     op->states = NULL;
     op->segments = NULL;
     op->clear = NULL;
+    op->traffic = NULL;
     op->stage = NULL;
 }
 
-/* Notes the ranks without a member; the rows of an all_gather that they would fill are zeros. */
-static void note_missing(cc__op *op, uint32_t size, const uint32_t *ranks, uint32_t world) {
-    uint64_t row = op->request.count * op->element_bytes;
+/* Notes the ranks without a member; the blocks that they would fill are zeros. */
+static void note_missing(cc__op *op, uint32_t size, uint32_t own_rank, const uint32_t *ranks,
+                         uint32_t world) {
+    unsigned traits = cc__kind_traits(op->request.kind);
+    bool has_rows = traits & CC__OUT_BLOCKS;
+    if ((traits & CC__OUT_AT_ROOT) && own_rank != op->request.root) has_rows = false;
+    uint64_t offset = 0;
     for (uint32_t rank = 0, i = 0; rank < world; rank++) {
+        uint64_t row = 0;
+        if (has_rows) row = cc__request_block(&op->request, rank, true) * op->element_bytes;
         if (i < size && ranks[i] == rank) {
             i++;
-            continue;
+        } else {
+            op->info.missing[rank / 8] |= (uint8_t)(1u << rank % 8);
+            if (row > 0) memset((uint8_t *)op->request.out + offset, 0, row);
         }
-        op->info.missing[rank / 8] |= (uint8_t)(1u << rank % 8);
-        if (op->request.kind == CC_ALL_GATHER && row > 0)
-            memset((uint8_t *)op->request.out + rank * row, 0, row);
+        offset += row;
     }
 }
 
-cc_status cc__op_start(cc__op *op, uint32_t size, uint32_t me, const uint32_t *ranks,
-                       uint32_t world, uint32_t segment_bytes) {
+static cc_status build_plan(cc__op *op, uint32_t size, uint32_t me, const uint32_t *ranks) {
     const cc_request *request = &op->request;
-    uint32_t root = 0;
-    while (root < size && ranks[root] != request->root) root++;
+    unsigned traits = cc__kind_traits(request->kind);
     cc__plan_input input = {
         .kind = request->kind,
         .algorithm = (cc_algorithm)op->signature.algorithm,
         .size = size,
         .me = me,
-        .root = request->kind == CC_BROADCAST ? root : 0,
         .count = request->count,
         .element_bytes = op->element_bytes,
-        .ranks = ranks,
+        .uneven = request->counts != NULL,
     };
+    while ((traits & CC__HAS_ROOT) && ranks[input.root] != request->root) input.root++;
+    cc__block *blocks = NULL;
+    if (traits & CC__BLOCKS) {
+        blocks = calloc(2u * size, sizeof *blocks);
+        if (blocks == NULL) return CC_NO_MEMORY;
+        cc__request_blocks(request, size, ranks, false, blocks);
+        cc__request_blocks(request, size, ranks, true, blocks + size);
+        input.blocks = blocks;
+        input.out_blocks = blocks + size;
+    }
+    cc_status status = cc__plan_build(&input, &op->plan);
+    free(blocks);
+    return status;
+}
+
+/* In place, the output's bytes are an input: they are kept until the outcome is decided. The kinds
+ * that gather leave the input in the output as it is. */
+static cc_status keep_input(cc__op *op, uint32_t own_rank) {
+    const cc_request *request = &op->request;
+    uint64_t bytes = cc__request_out_bytes(request, own_rank);
+    bool reduces = cc__kind_traits(request->kind) & CC__HAS_OP;
+    bool over_input = op->pack.over_input || cc__request_overlaps(request, own_rank);
+    if (!reduces || !over_input || !(request->flags & CC_PRESERVE) || bytes == 0) return CC_OK;
+    return cc__saved_open(&op->saved, request->out, bytes, op->segment_bytes);
+}
+
+cc_status cc__op_start(cc__op *op, uint32_t size, uint32_t me, const uint32_t *ranks,
+                       uint32_t world, uint32_t segment_bytes) {
     op->contributors = size;
     op->segment_bytes = segment_bytes;
-    cc_status status = cc__plan_build(&input, &op->plan);
+    cc_status status = build_plan(op, size, me, ranks);
     if (status == CC_OK) status = allocate(op, size);
-    bool in_place = request->kind == CC_ALL_REDUCE && request->in == request->out;
-    if (status == CC_OK && in_place && (request->flags & CC_PRESERVE) && request->count > 0)
-        status = cc__saved_open(&op->saved, request->out, request->count * op->element_bytes,
-                                segment_bytes);
+    if (status == CC_OK) status = keep_input(op, ranks[me]);
     if (status != CC_OK) {
         free_parts(op);
         return status;
     }
-    if (size != world) note_missing(op, size, ranks, world);
+    if (size != world) note_missing(op, size, ranks[me], ranks, world);
     op->started = true;
     return CC_OK;
 }
 
 bool cc__op_announces_to(const cc__op *op, uint32_t member) {
-    bool sends = false, receives = false;
-    for (uint32_t i = 0; i < op->plan.n_moves; i++) {
-        if (op->plan.moves[i].peer != member) continue;
-        sends |= op->plan.moves[i].kind == CC__SEND;
-        receives |= is_receive(&op->plan.moves[i]);
-    }
-    return op->plan.eager ? receives && !sends : receives || sends;
+    if (op->request.receive_counts) return true;
+    uint8_t traffic = op->traffic[member];
+    return op->plan.eager ? traffic == CC__TRAFFIC_FROM : traffic != 0;
+}
+
+uint64_t cc__op_expects_from(const cc__op *op, uint32_t rank) {
+    return op->request.receive_counts ? op->request.receive_counts[rank] * op->element_bytes : 0;
+}
+
+uint64_t cc__op_sends_to(const cc__op *op, uint32_t rank) {
+    return op->request.receive_counts ? op->request.counts[rank] * op->element_bytes : 0;
 }
 
 /* ---- segments ----------------------------------------------------------------------------- */
@@ -341,7 +403,9 @@ void cc__op_pump(cc__op *op, cc__links *links, cc__link *const *members) {
         else
             pump_local(op, i, &budget);
     }
-    op->done = op->first_open == op->plan.n_moves;
+    if (op->first_open < op->plan.n_moves) return;
+    op->done = cc__pack_deliver(&op->pack, &budget);
+    op->more = !op->done;
 }
 
 /* ---- the end ------------------------------------------------------------------------------ */
@@ -349,7 +413,9 @@ void cc__op_pump(cc__op *op, cc__links *links, cc__link *const *members) {
 void cc__op_abandon(cc__op *op, cc__links *links, bool undo) {
     if (!op->started) return;
     cc__links_release(links, op);
-    if (undo) cc__saved_restore(&op->saved);
+    if (!undo) return;
+    cc__saved_restore(&op->saved);
+    cc__pack_restore(&op->pack);
 }
 
 void cc__op_finish(cc__op *op, cc_status status, const char *message) {

@@ -9,7 +9,8 @@
 
 #include "csrc/buffer.h"
 #include "csrc/link.h"
-#include "csrc/plan/plan.h"
+#include "csrc/op_pack.h"
+#include "csrc/op_request.h"
 
 #include <stdatomic.h>
 
@@ -29,11 +30,16 @@ typedef struct cc__move_state {
     uint64_t n_segments;
 } cc__move_state;
 
+#define CC__TRAFFIC_TO 1u
+#define CC__TRAFFIC_FROM 2u
+
 typedef cc_work cc__op;
 
 struct cc_work {
     /* what was asked for */
     cc_request request;
+    uint64_t *counts; /* what the request's counts point to */
+    cc__pack pack;
     cc__signature signature;
     uint32_t group;
     uint64_t sequence;
@@ -42,7 +48,8 @@ struct cc_work {
 
     /* how it goes, from cc__op_start on */
     bool started, done;
-    cc_status verdict; /* other than CC_OK: an error that all members find at its start */
+    cc_status verdict;     /* other than CC_OK: an error that all members find at its start */
+    uint32_t verdict_rank; /* CC_PEER_LOST: the rank without which it cannot be done */
     uint64_t epoch;
     cc__plan plan;
     cc__move_state *states;
@@ -53,6 +60,7 @@ struct cc_work {
     uint32_t first_open; /* the first move that is not complete */
     bool more;           /* stopped for fairness: pump again soon */
     bool *clear;         /* by member: data may be sent to it */
+    uint8_t *traffic;    /* by member: CC__TRAFFIC_* of the plan */
 
     /* the handle */
     void *context;
@@ -64,7 +72,8 @@ struct cc_work {
     cc__op *next_active, **active_link; /* the group's started, not yet done operations */
 };
 
-cc__op *cc__op_new(const cc_request *request, uint32_t group, uint64_t sequence);
+/* Copies the request. `pack` may be NULL; it becomes the operation's. NULL: no memory. */
+cc__op *cc__op_new(const cc_request *request, cc__pack *pack, uint32_t group, uint64_t sequence);
 void cc__op_unref(cc__op *op);
 
 /* Builds the plan for `size` members; ranks[i] is the row of member i. CC_NO_MEMORY leaves the
@@ -76,6 +85,10 @@ cc_status cc__op_start(cc__op *op, uint32_t size, uint32_t me, const uint32_t *r
  * neighbour in the plan, and no eager data tells it anyway. Neighbours in either direction, so that
  * two different calls meet even if neither plan sends anything. */
 bool cc__op_announces_to(const cc__op *op, uint32_t member);
+/* Bytes that this member's READY tells `rank` to send, and that it will send to it: compared by the
+ * pair where nobody else knows them (an uneven ALL_TO_ALL), else 0. */
+uint64_t cc__op_expects_from(const cc__op *op, uint32_t rank);
+uint64_t cc__op_sends_to(const cc__op *op, uint32_t rank);
 
 /* Where the payload of a frame goes. CC_PROTOCOL: the plan expects no such payload. *place NULL:
  * to the channel's scratch. */

@@ -28,11 +28,19 @@ const char *cc_status_text(cc_status status) {
 
 size_t cc_dtype_bytes(cc_dtype dtype) {
     switch (dtype) {
-    case CC_FLOAT32: return 4;
-    case CC_FLOAT64: return 8;
-    case CC_INT32: return 4;
-    case CC_INT64: return 8;
-    case CC_BFLOAT16: return 2;
+    case CC_INT8:
+    case CC_UINT8:
+    case CC_BOOL: return 1;
+    case CC_BFLOAT16:
+    case CC_FLOAT16:
+    case CC_INT16:
+    case CC_UINT16: return 2;
+    case CC_FLOAT32:
+    case CC_INT32:
+    case CC_UINT32: return 4;
+    case CC_FLOAT64:
+    case CC_INT64:
+    case CC_UINT64: return 8;
     }
     return 0;
 }

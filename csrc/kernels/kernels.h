@@ -9,13 +9,18 @@
 #include "csrc/collectives.h"
 
 /* dst[i] = op(left[i], right[i]); dst may be left or right, not overlap them otherwise. Pointers
- * need element alignment at most; any alignment works. AVG adds: cc__scale divides at the end. */
+ * need element alignment at most; any alignment works. AVG adds: cc__divide divides at the end. */
 void cc__reduce(void *dst, const void *left, const void *right, uint64_t count, cc_dtype dtype,
                 cc_op op);
 
 /* dst[i] /= divisor, for AVG; floating-point dtypes only. The quotient is rounded once from the
  * element's value (bfloat16: divided in float32). */
 void cc__divide(void *dst, uint64_t count, cc_dtype dtype, uint32_t divisor);
+
+/* dst[i] = src[i] * factor, for PREMUL_SUM; floating-point dtypes only. The factor is first rounded
+ * to what the element computes in (float16 and bfloat16: float32), the product once to the element.
+ * dst may be src. */
+void cc__scale(void *dst, const void *src, uint64_t count, cc_dtype dtype, double factor);
 
 /* Whether op is defined for dtype (avg of integers is not). */
 int cc__reduce_supports(cc_dtype dtype, cc_op op);
