@@ -55,7 +55,7 @@ static cc__frame any_frame(uint32_t segment) {
         .sequence = draw(),
         .offset = draw(),
         .signature = {(uint8_t)draw(), (uint8_t)draw(), (uint8_t)draw(), (uint8_t)draw(),
-                      (uint32_t)draw(), draw()},
+                      (uint32_t)draw(), draw(), draw()},
     };
 }
 
@@ -83,13 +83,15 @@ static void test_layout(void) {
         .epoch = UINT64_C(0x6162636465666768),
         .sequence = UINT64_C(0x7172737475767778),
         .offset = UINT64_C(0x8182838485868788),
-        .signature = {0x91, 0x92, 0x93, 0x94, 0xa1a2a3a4, UINT64_C(0xb1b2b3b4b5b6b7b8)},
+        .signature = {0x91, 0x92, 0x93, 0x94, 0xa1a2a3a4, UINT64_C(0xb1b2b3b4b5b6b7b8),
+                      UINT64_C(0xc1c2c3c4c5c6c7c8)},
     };
-    static const uint8_t expected[56] = {
-        0xcc, 0x01, 5,    0x0b, 0x22, 0x21, 0x32, 0x31, 0x44, 0x43, 0x42, 0x41, 0x52, 0x51,
-        0,    0,    0x68, 0x67, 0x66, 0x65, 0x64, 0x63, 0x62, 0x61, 0x78, 0x77, 0x76, 0x75,
-        0x74, 0x73, 0x72, 0x71, 0x88, 0x87, 0x86, 0x85, 0x84, 0x83, 0x82, 0x81, 0x91, 0x92,
-        0x93, 0x94, 0xa4, 0xa3, 0xa2, 0xa1, 0xb8, 0xb7, 0xb6, 0xb5, 0xb4, 0xb3, 0xb2, 0xb1,
+    static const uint8_t expected[64] = {
+        0xcc, 0x01, 5,    0x0b, 0x22, 0x21, 0x32, 0x31, 0x44, 0x43, 0x42, 0x41, 0x52,
+        0x51, 0,    0,    0x68, 0x67, 0x66, 0x65, 0x64, 0x63, 0x62, 0x61, 0x78, 0x77,
+        0x76, 0x75, 0x74, 0x73, 0x72, 0x71, 0x88, 0x87, 0x86, 0x85, 0x84, 0x83, 0x82,
+        0x81, 0x91, 0x92, 0x93, 0x94, 0xa4, 0xa3, 0xa2, 0xa1, 0xb8, 0xb7, 0xb6, 0xb5,
+        0xb4, 0xb3, 0xb2, 0xb1, 0xc8, 0xc7, 0xc6, 0xc5, 0xc4, 0xc3, 0xc2, 0xc1,
     };
     uint8_t bytes[CC_HEADER_BYTES];
     CHECK_EQ(sizeof bytes, sizeof expected);
@@ -209,9 +211,9 @@ static void test_abort(void) {
 }
 
 static void test_signature_equal(void) {
-    const cc__signature one = {1, 2, 3, 4, 5, 6};
+    const cc__signature one = {1, 2, 3, 4, 5, 6, 7};
     CHECK(cc__signature_equal(&one, &one));
-    for (int field = 0; field < 6; field++) {
+    for (int field = 0; field < 7; field++) {
         cc__signature other = one;
         other.kind += field == 0;
         other.dtype += field == 1;
@@ -219,7 +221,9 @@ static void test_signature_equal(void) {
         other.algorithm += field == 3;
         other.root += field == 4;
         other.count += field == 5;
+        other.digest += field == 6;
         CHECK(!cc__signature_equal(&one, &other));
+        CHECK(cc__signature_hash(&one) != cc__signature_hash(&other));
     }
     cc__signature high = one;
     high.count |= UINT64_C(1) << 63;
@@ -227,22 +231,36 @@ static void test_signature_equal(void) {
     passed++;
 }
 
+/* Which rank has which count is in the digest, not only how many there are. */
+static void test_counts_digest(void) {
+    const uint64_t counts[] = {3, 0, 5, 0}, swapped[] = {0, 3, 5, 0}, zeros[4] = {0};
+    CHECK(cc__counts_digest(counts, 4) == cc__counts_digest(counts, 4));
+    CHECK(cc__counts_digest(counts, 4) != cc__counts_digest(swapped, 4));
+    CHECK(cc__counts_digest(counts, 4) != cc__counts_digest(counts, 3));
+    CHECK(cc__counts_digest(zeros, 4) != cc__counts_digest(zeros, 3));
+    CHECK(cc__counts_digest(zeros, 0) != 0);
+    passed++;
+}
+
 /* Text for people, of any bytes, in any room: always ended, never beyond its end. */
 static void test_signature_text(void) {
     char text[160];
-    const cc__signature call = {CC_ALL_REDUCE, CC_FLOAT32, CC_SUM, CC_RING, 0, 12};
+    const cc__signature call = {CC_ALL_REDUCE, CC_FLOAT32, CC_SUM, CC_RING, 0, 12, 0};
     cc__signature_text(&call, text, sizeof text);
     CHECK(strstr(text, "all_reduce") && strstr(text, "float32") && strstr(text, "sum"));
     CHECK(strstr(text, "12") && strstr(text, "ring"));
-    const cc__signature cast = {CC_BROADCAST, CC_INT64, 0, CC_DIRECT, 3, UINT64_MAX};
+    const cc__signature cast = {CC_BROADCAST, CC_INT64, 0, CC_DIRECT, 3, UINT64_MAX, 0};
     cc__signature_text(&cast, text, sizeof text);
     CHECK(strstr(text, "broadcast") && strstr(text, "int64") && strstr(text, "root=3"));
     CHECK(strstr(text, "18446744073709551615"));
+    const cc__signature uneven = {CC_GATHER, CC_BOOL, 0, CC_DIRECT, 2, 40, 0x1234beef};
+    cc__signature_text(&uneven, text, sizeof text);
+    CHECK(strcmp(text, "gather(bool, root=2, count=40, uneven beef, algorithm=direct)") == 0);
     for (int i = 0; i < 200000; i++) {
-        cc__signature any = {(uint8_t)draw(), (uint8_t)draw(),  (uint8_t)draw(),
-                             (uint8_t)draw(), (uint32_t)draw(), draw()};
-        if (i % 2) any.kind %= 8;
-        if (i % 3) any.dtype %= 8;
+        cc__signature any = {(uint8_t)draw(),  (uint8_t)draw(), (uint8_t)draw(), (uint8_t)draw(),
+                             (uint32_t)draw(), draw(),          draw()};
+        if (i % 2) any.kind %= 16;
+        if (i % 3) any.dtype %= 16;
         size_t room = 1 + draw() % 130;
         char *exact = malloc(room); /* so that a sanitizer sees a byte too many */
         CHECK(exact != NULL);
@@ -261,6 +279,7 @@ int main(void) {
     test_random_bytes();
     test_abort();
     test_signature_equal();
+    test_counts_digest();
     test_signature_text();
     printf("test_wire: %d passed, 0 failed\n", passed);
     return 0;

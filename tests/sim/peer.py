@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,27 +16,18 @@ if TYPE_CHECKING:
 US = 1_000
 MS = 1_000_000
 GROUP = 7
-KINDS = {
-    "all_reduce": lib.CC_ALL_REDUCE,
-    "broadcast": lib.CC_BROADCAST,
-    "all_gather": lib.CC_ALL_GATHER,
-    "barrier": lib.CC_BARRIER,
-    "boundary": lib.CC_BOUNDARY,
-}
-OPS = {"sum": lib.CC_SUM, "avg": lib.CC_AVG, "min": lib.CC_MIN, "max": lib.CC_MAX}
-ALGORITHMS = {
-    "auto": lib.CC_AUTO,
-    "ring": lib.CC_RING,
-    "recursive_doubling": lib.CC_RECURSIVE_DOUBLING,
-    "direct": lib.CC_DIRECT,
-}
-DTYPES = {
-    "float32": lib.CC_FLOAT32,
-    "float64": lib.CC_FLOAT64,
-    "int32": lib.CC_INT32,
-    "int64": lib.CC_INT64,
-    "bfloat16": lib.CC_BFLOAT16,
-}
+
+
+def _codes(*names: str) -> dict[str, int]:
+    return {name: int(getattr(lib, f"CC_{name.upper()}")) for name in names}
+
+
+KINDS = _codes("all_reduce", "broadcast", "all_gather", "barrier", "boundary", "reduce", "gather")
+KINDS |= _codes("scatter", "reduce_scatter", "all_to_all", "send", "receive")
+OPS = _codes("sum", "avg", "min", "max", "prod", "band", "bor", "bxor", "premul_sum")
+ALGORITHMS = _codes("auto", "ring", "recursive_doubling", "direct", "halving_doubling", "tree")
+DTYPES = _codes("float32", "float64", "int32", "int64", "bfloat16", "float16", "int8", "int16")
+DTYPES |= _codes("uint8", "uint16", "uint32", "uint64", "bool")
 OK, PENDING, PEER_LOST = int(lib.CC_OK), int(lib.CC_PENDING), int(lib.CC_PEER_LOST)
 
 
@@ -53,7 +45,7 @@ class Operation:
     def __init__(self, peer: Peer, work: Any, given: Any, out: Any) -> None:
         self.peer = peer
         self.work = ffi.gc(work, lib.cc_work_free)
-        self.given = given
+        self.given = given  # None: it gives nothing, or nothing that counts
         self.before = None if given is None else given.copy()
         self.out = out
 
@@ -136,17 +128,33 @@ class Peer:
         lane: int = 0,
         flags: int = int(lib.CC_PRESERVE),
         timeout_ms: int = -1,
+        world: int | None = None,
+        count: int | None = None,
+        counts: Sequence[int] | None = None,
+        receive_counts: Sequence[int] | None = None,
+        factor: float = 1,
     ) -> Operation:
         request = ffi.new("cc_request *")
         request.kind, request.op, request.root = KINDS[kind], OPS[op], root
         request.algorithm, request.lane = ALGORITHMS[algorithm], lane
         request.flags, request.timeout_ms = flags, timeout_ms
-        if given is not None and out is not None:
-            request.dtype = DTYPES[dtype or given.dtype.name]
-            request.count = given.size
-            request.world = out.size // max(1, given.size)  # rows of an all_gather
+        request.factor = factor
+        some = given if given is not None else out
+        if some is not None:
+            request.dtype = DTYPES[dtype or some.dtype.name]
+        if given is not None:
+            request.count = given.size if count is None else count
             request.__setattr__("in", ffi.from_buffer(given) if given.size else ffi.NULL)
+        elif count is not None:
+            request.count = count
+        if out is not None:
+            rows = out.size // max(1, request.count)  # of an all_gather
+            request.world = rows if world is None else world
             request.out = ffi.from_buffer(out) if out.size else ffi.NULL
+        elif world is not None:
+            request.world = world
+        keep = [ffi.new("uint64_t[]", list(c)) if c else ffi.NULL for c in (counts, receive_counts)]
+        request.counts, request.receive_counts = keep
         work, message = ffi.new("cc_work **"), ffi.new("char[]", int(lib.CC_MESSAGE_MAX))
         # The copy is made before: a single member is done at once, in place.
         operation = Operation(self, ffi.NULL, given, out)

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from programs import Spec, check_result, post
+from programs import Spec, post
 from promises import GOODBYE, Row, check_outcomes, formed, go_on, post_all, steps_of
+from results import check_result
 from world import GROUP, OK, PEER_LOST, PENDING, Operation, Peer, Refused, World, prepare_joiner
 
 from collectives._core import lib

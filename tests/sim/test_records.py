@@ -5,8 +5,9 @@ Method: as in test_deaths.py; records reach members at different times, twice, o
 
 from __future__ import annotations
 
-from programs import Spec, check_result, post
+from programs import Spec, post
 from promises import check_outcomes, formed, go_on, post_all
+from results import check_result
 from world import OK, PEER_LOST, Peer, World
 
 from collectives._core import lib
