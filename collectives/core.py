@@ -78,7 +78,8 @@ class Context:
         members = self._members(record.members)
         lanes = ffi.new("cc_outcome[]", max(1, len(record.lanes)))
         for to, lane in zip(lanes, record.lanes, strict=False):
-            to.lane, to.committed, to.failed = lane.lane, lane.committed, lane.failed
+            to.lane, to.committed = lane.lane, lane.committed
+            to.failed, to.posted = lane.failed, lane.posted
         detail = ffi.new("char[]", record.detail.encode()[: int(lib.CC_DETAIL_MAX) - 1])
         native = ffi.new("cc_epoch *")
         native.group = self.group = record.group
@@ -93,8 +94,9 @@ class Context:
         native.lanes, native.n_lanes = lanes, len(record.lanes)
         self._check(lib.cc_install(self.native, native), "installing an epoch")
 
-    def prepare(self, members: Sequence[messages.Member]) -> None:
-        status = lib.cc_prepare(self.native, self._members(members), len(members))
+    def prepare(self, serial: int, members: Sequence[messages.Member]) -> None:
+        native = self._members(members)
+        status = lib.cc_prepare(self.native, serial, native, len(members))
         self._check(status, "connecting to the members")
 
     def set_pending(self, joiners: int) -> None:

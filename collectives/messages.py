@@ -115,6 +115,7 @@ class Outcome:
     lane: Lane
     committed: U64
     failed: U64
+    posted: U64
 
 
 @dataclass(frozen=True)
@@ -295,8 +296,8 @@ class Epoch:
         distinct("members", [member.id for member in self.members])
         distinct("members", [member.serial for member in self.members])
         distinct("lanes", [lane.lane for lane in self.lanes])
-        if any(lane.failed < lane.committed for lane in self.lanes):
-            raise ProtocolError("lanes: failed is below committed")
+        if any(not lane.committed <= lane.failed <= lane.posted for lane in self.lanes):
+            raise ProtocolError("lanes: committed, failed and posted must not fall in this order")
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,8 @@ cc_status cc_install(cc_context *context, const cc_epoch *epoch) {
     return status;
 }
 
-cc_status cc_prepare(cc_context *context, const cc_member *members, uint32_t count) {
+cc_status cc_prepare(cc_context *context, uint32_t serial, const cc_member *members,
+                     uint32_t count) {
     cc__lock(context);
     cc_status status = context->closed ? CC_CLOSED : CC_OK;
     if (status == CC_OK) {
@@ -186,7 +187,8 @@ cc_status cc_prepare(cc_context *context, const cc_member *members, uint32_t cou
         context->prepared_peer = (cc_peer_id){0};
         bool all_up = true;
         for (uint32_t i = 0; i < count && status == CC_OK; i++) {
-            cc__link *link = cc__links_want(&context->links, &members[i], UINT32_MAX);
+            if (members[i].serial == serial) continue;
+            cc__link *link = cc__links_want(&context->links, &members[i], serial);
             if (link == NULL) status = CC_NO_MEMORY;
             all_up &= link && link->state == CC__LINK_UP;
         }

@@ -166,12 +166,14 @@ typedef struct cc_member {
     char address[CC_ADDRESS_MAX];
 } cc_member;
 
-/* What became of the operations of one lane that were open when the last epoch was sealed:
- * up to `committed` they succeeded, from there up to `failed` they failed, later ones go on. */
+/* What became of the operations of one lane that were open when the last epoch was sealed: up to
+ * `committed` they succeeded, from there up to `failed` they failed, later ones go on. Of these the
+ * ones up to `posted` were under way at some member: they begin again, unless they must not. */
 typedef struct cc_outcome {
     uint32_t lane;
     uint64_t committed;
     uint64_t failed;
+    uint64_t posted;
 } cc_outcome;
 
 typedef enum cc_cause {
@@ -183,8 +185,8 @@ typedef enum cc_cause {
     CC_CAUSE_MISMATCH,   /* peers called different operations */
 } cc_cause;
 
-/* What the slowest link between members costs, rounded so that it rarely changes; all members use
- * the same, to choose the same algorithms. Zeros: not known, a data-centre network is assumed. */
+/* What the slowest link costs. In an epoch's record, rounded so that it rarely changes, all members
+ * find the same, to choose the same algorithms. Zeros: not known, a data-centre network is assumed. */
 typedef struct cc_network {
     uint64_t latency_ns; /* of a short message, one way, the software on both ends included */
     uint64_t bytes_per_s;
@@ -211,8 +213,10 @@ typedef struct cc_epoch {
  * record contradicts itself or does not name this peer. */
 cc_status cc_install(cc_context *context, const cc_epoch *epoch);
 
-/* A joiner's rehearsal: dials everyone named; CC_EVENT_PREPARED tells the result. */
-cc_status cc_prepare(cc_context *context, const cc_member *members, uint32_t count);
+/* A joiner's rehearsal: connects to everyone named but itself; CC_EVENT_PREPARED tells the result.
+ * `serial` is its own order of arrival: it dials those that came before it. */
+cc_status cc_prepare(cc_context *context, uint32_t serial, const cc_member *members,
+                     uint32_t count);
 
 /* Whether joiners wait: the next boundary's vote says so. */
 void cc_set_pending(cc_context *context, uint32_t group, uint32_t joiners);
@@ -279,6 +283,7 @@ typedef struct cc_event {
     uint64_t epoch;
     cc_status status;
     cc_peer_id peer;
+    cc_network network; /* as this peer's links have measured it so far */
     cc_report report;
 } cc_event;
 
@@ -290,6 +295,9 @@ cc_status cc_next_event(cc_context *context, cc_event *out);
 #define CC_PRESERVE 1u /* in place: keep a copy of the input until the outcome is decided */
 #define CC_LEAVE 2u    /* CC_BOUNDARY: this peer leaves */
 #define CC_ASYNC 4u    /* the caller will not wait at once: the progress thread takes over */
+#define CC_NO_RETRY                                                                                \
+    8u /* fail with CC_PEER_LOST where it would begin again. Equal on all members; a
+                          reduction without CC_PRESERVE cannot begin again either */
 
 /* in and out are contiguous and do not overlap, except in place, where the smaller of the two is
  * this rank's block of the larger one (or both are the same). n is `count`; a block of rank r is
@@ -362,6 +370,7 @@ typedef struct cc_info {
     uint64_t epoch;        /* in which it was decided */
     uint32_t contributors; /* members whose input counts in the result */
     uint32_t attempts;
+    int64_t lost_ns;  /* spent on attempts that a failure ended */
     uint32_t changed; /* CC_BOUNDARY: nonzero if a new epoch was installed by it */
     cc_algorithm algorithm;
     cc_peer_id lost; /* CC_PEER_LOST: who */

@@ -155,14 +155,14 @@ bool cc__context_step(cc_context *context) {
     return moved;
 }
 
-cc_status cc__context_next_event(cc_context *context, cc_event *out) {
-    memset(out, 0, sizeof *out);
+/* Whether there is an event. */
+static bool take_event(cc_context *context, cc_event *out) {
     if (context->prepared_due) {
         context->prepared_due = false;
         out->kind = CC_EVENT_PREPARED;
         out->status = context->prepared;
         out->peer = context->prepared_peer;
-        return CC_OK;
+        return true;
     }
     for (uint32_t i = 0; i < context->n_groups; i++) {
         cc__group *group = context->groups[i];
@@ -172,13 +172,22 @@ cc_status cc__context_next_event(cc_context *context, cc_event *out) {
             group->report_due = false;
             out->kind = CC_EVENT_SEALED;
             out->report = group->report;
-            return CC_OK;
+            return true;
         }
         if (group->ready_due) {
             group->ready_due = false;
             out->kind = CC_EVENT_READY;
-            return CC_OK;
+            return true;
         }
+    }
+    return false;
+}
+
+cc_status cc__context_next_event(cc_context *context, cc_event *out) {
+    memset(out, 0, sizeof *out);
+    if (take_event(context, out)) {
+        out->network = cc__links_network(&context->links);
+        return CC_OK;
     }
     if (context->event_raised) {
         uint64_t count;

@@ -152,7 +152,9 @@ static bool valid_record(const cc__group *group, const cc_epoch *record) {
     uint32_t lanes = 0;
     for (uint32_t i = 0; i < record->n_lanes; i++) {
         const cc_outcome *outcome = &record->lanes[i];
-        if (outcome->lane >= CC_LANES_MAX || outcome->committed > outcome->failed) return false;
+        if (outcome->lane >= CC_LANES_MAX || outcome->committed > outcome->failed ||
+            outcome->failed > outcome->posted)
+            return false;
         const cc__lane *lane = group->lanes[outcome->lane];
         if (lane && outcome->failed < lane->outcome.failed) return false; /* it went back */
         lanes |= 1u << outcome->lane;
@@ -193,6 +195,10 @@ static cc_status set_lanes(cc__group *group, const cc_epoch *record, bool joiner
         cc__lane *lane = cc__lane_get(group, record->lanes[i].lane);
         if (lane == NULL) return CC_NO_MEMORY;
         if (record->lanes[i].failed > lane->outcome.failed) lane->reason = group->reason;
+        if (record->lanes[i].posted > lane->interrupted) {
+            lane->interrupted = record->lanes[i].posted;
+            lane->interruption = group->reason;
+        }
         lane->outcome = record->lanes[i];
         if (joiner) lane->posted = lane->outcome.failed;
     }

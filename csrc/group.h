@@ -43,8 +43,10 @@ typedef struct cc__reason {
 typedef struct cc__lane {
     uint32_t index;
     uint64_t posted, done;
+    uint64_t interrupted;         /* no operation above it was ever begun and not decided */
     cc_outcome outcome;           /* of the last record */
     cc__reason reason;            /* of the record that decided `outcome.failed` */
+    cc__reason interruption;      /* of the record that last raised `interrupted` */
     cc__tally tally;              /* over the epoch's members */
     uint64_t *voted;              /* its memory */
     cc__seat **seats;             /* by member */

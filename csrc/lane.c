@@ -150,6 +150,10 @@ static void succeed(cc__group *group, cc__lane *lane, cc__op *op) {
     char message[CC_MESSAGE_MAX] = "";
     if (op->verdict == CC_GROUP_TOO_SMALL) {
         failure(&group->reason, op, message);
+    } else if (op->verdict == CC_PEER_LOST && op->verdict_rank == CC__NO_RANK) {
+        failure(&lane->interruption, op, message);
+        op->info.lost = lane->interruption.lost;
+        op->info.lost_rank = lane->interruption.lost_rank;
     } else if (op->verdict == CC_PEER_LOST) {
         op->info.lost_rank = op->verdict_rank;
         bool is_root = (cc__kind_traits(op->request.kind) & CC__HAS_ROOT) &&
@@ -185,7 +189,7 @@ void cc__lane_decide(cc__group *group, cc__lane *lane) {
             cc__op_abandon(op, group->links, true);
             cc__lane_fail_op(group, lane, op);
             break;
-        case CC__FATE_GOES_ON: break;
+        case CC__FATE_GOES_ON: cc__op_rewind(op, group->links); break;
         }
     }
 }

@@ -112,13 +112,13 @@ static uint32_t missing_rank(const cc__group *group, const cc_request *request) 
 }
 
 /* Errors that all members find alike. */
-static void find_verdict(const cc__group *group, cc__op *op) {
-    if (group->size < group->min_size) {
-        op->verdict = CC_GROUP_TOO_SMALL;
-        return;
-    }
+static cc_status find_verdict(const cc__group *group, const cc__lane *lane, cc__op *op) {
+    if (group->size < group->min_size) return CC_GROUP_TOO_SMALL;
+    op->verdict_rank = CC__NO_RANK;
+    bool is_final = op->signature.flags & CC__FINAL;
+    if (is_final && op->sequence <= lane->interrupted) return CC_PEER_LOST;
     op->verdict_rank = missing_rank(group, &op->request);
-    if (op->verdict_rank < group->world) op->verdict = CC_PEER_LOST;
+    return op->verdict_rank < group->world ? CC_PEER_LOST : CC_OK;
 }
 
 static void choose_algorithm(const cc__group *group, cc__op *op) {
@@ -144,10 +144,11 @@ static bool fits_notices(cc__group *group, cc__lane *lane, const cc__op *op) {
 static void start(cc__group *group, cc__lane *lane, cc__op *op) {
     uint32_t size = group->size;
     op->epoch = group->epoch;
+    op->begun_ns = cc__now(&group->links->clock);
     if (op->request.kind == CC_BOUNDARY)
         op->wishes = own_wishes(group, &op->request);
     else
-        find_verdict(group, op);
+        op->verdict = find_verdict(group, lane, op);
     choose_algorithm(group, op);
     if (!fits_notices(group, lane, op)) return;
     if (op->verdict != CC_OK) {

@@ -162,6 +162,9 @@ void cc__links_release(cc__links *links, const void *owner);
 /* Sends heartbeats, notices silence. Returns when it wants to be called again. */
 int64_t cc__links_tick(cc__links *links, int64_t now);
 
+/* The slowest of the links that are up, as the transport knows them: zeros where it does not. */
+cc_network cc__links_network(const cc__links *links);
+
 /* What the peer said of a group; zeros if nothing. */
 const cc__news *cc__link_news(const cc__link *link, uint32_t group);
 

@@ -219,6 +219,7 @@ static void channel_is_open(cc__links *links, cc__channel *channel) {
     link->sent_ns = 0;
     cc__watch_heard(&link->watch, &links->detector, cc__now(&links->clock));
     cc__links_tell(links, link);
+    if (link->dials) cc__links_gauge(links, link);
 }
 
 void cc__links_on_connected(cc__links *links, cc_stream stream) {

@@ -20,5 +20,8 @@ void cc__links_open_channel(cc__links *links, cc__channel *channel);
 /* Dials or probes again, if it is time to. */
 void cc__links_probe_again(cc__links *links, cc__link *link, int64_t now);
 void cc__links_flush(cc__links *links, cc__link *link);
+/* The link is up: sends something that nobody wants, if without it the transport cannot tell how
+ * fast the link is. */
+void cc__links_gauge(cc__links *links, cc__link *link);
 
 #endif

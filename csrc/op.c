@@ -90,10 +90,10 @@ static cc_status allocate(cc__op *op, uint32_t size) {
     return CC_OK;
 }
 
+/* Frees what one attempt needs. */
 static void free_parts(cc__op *op) {
     cc__plan_free(&op->plan);
     cc__saved_close(&op->saved);
-    cc__pack_close(&op->pack);
     free(op->states);
     free(op->segments);
     free(op->clear);
@@ -418,6 +418,21 @@ void cc__op_abandon(cc__op *op, cc__links *links, bool undo) {
     cc__pack_restore(&op->pack);
 }
 
+void cc__op_rewind(cc__op *op, cc__links *links) {
+    cc__op_abandon(op, links, true);
+    if (op->started) {
+        op->info.attempts++;
+        op->info.lost_ns += cc__now(&links->clock) - op->begun_ns;
+    }
+    free_parts(op);
+    cc__pack_rewind(&op->pack);
+    memset(op->info.missing, 0, sizeof op->info.missing);
+    op->signature.algorithm = (uint8_t)op->request.algorithm;
+    op->started = op->done = op->more = false;
+    op->verdict = CC_OK;
+    op->first_open = 0;
+}
+
 void cc__op_finish(cc__op *op, cc_status status, const char *message) {
     op->info.status = status;
     op->info.epoch = op->epoch;
@@ -425,6 +440,7 @@ void cc__op_finish(cc__op *op, cc_status status, const char *message) {
     op->info.algorithm = (cc_algorithm)op->signature.algorithm;
     strncpy(op->info.message, message, sizeof op->info.message - 1);
     free_parts(op);
+    cc__pack_close(&op->pack);
     atomic_store_explicit(&op->complete, 1, memory_order_release);
     for (uint32_t i = 0; i < op->n_notify; i++) {
         uint64_t one = 1;

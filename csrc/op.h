@@ -30,6 +30,7 @@ typedef struct cc__move_state {
     uint64_t n_segments;
 } cc__move_state;
 
+#define CC__NO_RANK UINT32_MAX
 #define CC__TRAFFIC_TO 1u
 #define CC__TRAFFIC_FROM 2u
 
@@ -49,7 +50,9 @@ struct cc_work {
     /* how it goes, from cc__op_start on */
     bool started, done;
     cc_status verdict;     /* other than CC_OK: an error that all members find at its start */
-    uint32_t verdict_rank; /* CC_PEER_LOST: the rank without which it cannot be done */
+    uint32_t verdict_rank; /* CC_PEER_LOST: the rank without which it cannot be done, or
+                              CC__NO_RANK: it was interrupted and must not begin again */
+    int64_t begun_ns;      /* this attempt */
     uint64_t epoch;
     cc__plan plan;
     cc__move_state *states;
@@ -104,6 +107,9 @@ void cc__op_pump(cc__op *op, cc__links *links, cc__link *const *members);
 
 /* Streams give the operation's memory back; with `undo` the input is restored. */
 void cc__op_abandon(cc__op *op, cc__links *links, bool undo);
+
+/* Ends the attempt, with the input restored: the operation is as it was when it was posted. */
+void cc__op_rewind(cc__op *op, cc__links *links);
 
 /* Sets the outcome, frees all but the handle, tells who waits; drops the library's reference. */
 void cc__op_finish(cc__op *op, cc_status status, const char *message);

@@ -83,6 +83,11 @@ void cc__pack_restore(const cc__pack *pack) {
     }
 }
 
+void cc__pack_rewind(cc__pack *pack) {
+    pack->next = 0;
+    pack->next_offset = pack->offset = 0;
+}
+
 void cc__pack_close(cc__pack *pack) {
     free(pack->in);
     free(pack->out);

@@ -26,6 +26,8 @@ cc_status cc__pack_open(cc__pack *pack, cc_request *request, const cc_part *part
 bool cc__pack_deliver(cc__pack *pack, uint64_t *budget);
 /* Puts back the inputs of parts in place that were overwritten. */
 void cc__pack_restore(const cc__pack *pack);
+/* Nothing is unpacked yet. */
+void cc__pack_rewind(cc__pack *pack);
 void cc__pack_close(cc__pack *pack);
 
 #endif

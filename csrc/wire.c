@@ -26,7 +26,7 @@ void cc__frame_pack(const cc__frame *frame, uint8_t out[CC_HEADER_BYTES]) {
     out[2] = frame->type;
     out[3] = frame->lane;
     put(out + 4, frame->slot, 2);
-    put(out + 6, frame->attempt, 2);
+    put(out + 6, frame->signature.flags, 2);
     put(out + 8, frame->group, 4);
     put(out + 12, frame->length, 4);
     put(out + 16, frame->epoch, 8);
@@ -61,7 +61,6 @@ cc_status cc__frame_unpack(const uint8_t in[CC_HEADER_BYTES], int bulk, uint32_t
     out->type = in[2];
     out->lane = in[3];
     out->slot = (uint16_t)get(in + 4, 2);
-    out->attempt = (uint16_t)get(in + 6, 2);
     out->group = (uint32_t)get(in + 8, 4);
     out->length = (uint32_t)get(in + 12, 4);
     out->epoch = get(in + 16, 8);
@@ -75,6 +74,7 @@ cc_status cc__frame_unpack(const uint8_t in[CC_HEADER_BYTES], int bulk, uint32_t
         .root = (uint32_t)get(in + 44, 4),
         .count = get(in + 48, 8),
         .digest = get(in + 56, 8),
+        .flags = (uint16_t)get(in + 6, 2),
     };
     if (in[0] != MAGIC_0 || in[1] != MAGIC_1 || out->lane >= CC_LANES_MAX) return CC_PROTOCOL;
     int64_t most = payload_max(out->type, bulk, segment_bytes);
@@ -111,13 +111,14 @@ uint64_t cc__signature_hash(const cc__signature *signature) {
                     (uint64_t)signature->op << 40 | (uint64_t)signature->algorithm << 32 |
                     signature->root;
     uint64_t hash = mix(mix(mix(what + 1) ^ signature->count) + signature->digest);
+    hash = mix(hash ^ signature->flags);
     return hash ? hash : 1;
 }
 
 int cc__signature_equal(const cc__signature *a, const cc__signature *b) {
     return a->kind == b->kind && a->dtype == b->dtype && a->op == b->op &&
            a->algorithm == b->algorithm && a->root == b->root && a->count == b->count &&
-           a->digest == b->digest;
+           a->digest == b->digest && a->flags == b->flags;
 }
 
 static const char *name_of(const char *const *names, size_t count, uint8_t value) {
@@ -202,6 +203,6 @@ void cc__signature_text(const cc__signature *signature, char *out, size_t size) 
     if (signature->digest)
         append(&out, end, ", uneven %04x", (unsigned)(signature->digest & 0xffff));
     if (shows & COUNT) append(&out, end, ", algorithm=%s", NAME(ALGORITHMS, signature->algorithm));
-    append(&out, end, ")");
+    append(&out, end, signature->flags & CC__FINAL ? ", no retry)" : ")");
 #undef NAME
 }

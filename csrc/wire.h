@@ -21,12 +21,15 @@ typedef enum cc__frame_type {
     CC__BYE,       /* I close */
 } cc__frame_type;
 
+#define CC__FINAL 1u /* it is not begun again after a failure */
+
 /* What an operation is: equal on all members, or the call is an error on all of them. */
 typedef struct cc__signature {
     uint8_t kind, dtype, op, algorithm;
     uint32_t root; /* a rank */
     uint64_t count;
     uint64_t digest; /* of the counts of uneven blocks; 0: even */
+    uint16_t flags;  /* CC__FINAL */
 } cc__signature;
 
 /* A number that differs where signatures differ, but for one chance in 2^64. Never 0. */
@@ -42,7 +45,6 @@ typedef struct cc__frame {
     uint8_t type; /* cc__frame_type */
     uint8_t lane;
     uint16_t slot; /* EAGER, DATA: which message of this pair in the operation's plan */
-    uint16_t attempt;
     uint32_t group;
     uint32_t length; /* bytes of payload behind the header */
     uint64_t epoch;

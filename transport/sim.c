@@ -95,6 +95,12 @@ static void sim_stats(cc_transport *transport, cc_stats *out) {
     out->bad_connections = endpoint->bad_connections;
 }
 
+static void sim_network(cc_transport *transport, cc_stream stream, cc_network *out) {
+    const cc_sim *sim = endpoint_of(transport)->sim;
+    (void)stream;
+    *out = (cc_network){(uint64_t)(sim->low_ns + sim->high_ns) / 2, sim->bytes_per_s};
+}
+
 static void sim_forked(cc_transport *transport) {
     (void)transport; /* there is no descriptor to close */
 }
@@ -287,6 +293,7 @@ const cc_transport_ops cc__transport_sim = {
     .wake = sim_wake,
     .deadline = sim_deadline,
     .stats = sim_stats,
+    .network = sim_network,
     .forked = sim_forked,
     .stop = sim_stop,
 };

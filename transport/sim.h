@@ -20,6 +20,8 @@ int64_t cc_sim_next_ns(const cc_sim *sim);       /* the next delivery; INT64_MAX
 
 /* One-way delay of bytes from now on, drawn uniformly for each write; default 1 to 50 us. */
 void cc_sim_set_latency(cc_sim *sim, int64_t low_ns, int64_t high_ns);
+/* What a stream's path is said to carry (nothing is slowed down by it); default 10 GB/s. */
+void cc_sim_set_bandwidth(cc_sim *sim, uint64_t bytes_per_s);
 /* Bytes a stream holds before send is CC_PENDING; default 65536. */
 void cc_sim_set_window(cc_sim *sim, uint32_t bytes);
 

@@ -168,6 +168,7 @@ cc_sim *cc_sim_open(uint64_t seed) {
     sim->low_ns = 1000;
     sim->high_ns = 50000;
     sim->window_bytes = 65536;
+    sim->bytes_per_s = UINT64_C(10000000000);
     return sim;
 }
 
@@ -215,6 +216,10 @@ int64_t cc_sim_next_ns(const cc_sim *sim) {
 void cc_sim_set_latency(cc_sim *sim, int64_t low_ns, int64_t high_ns) {
     sim->low_ns = low_ns > 0 ? low_ns : 0;
     sim->high_ns = high_ns > sim->low_ns ? high_ns : sim->low_ns;
+}
+
+void cc_sim_set_bandwidth(cc_sim *sim, uint64_t bytes_per_s) {
+    sim->bytes_per_s = bytes_per_s;
 }
 
 void cc_sim_set_window(cc_sim *sim, uint32_t bytes) {

@@ -108,6 +108,7 @@ struct cc_sim {
     uint64_t random;
     int64_t low_ns, high_ns;
     uint32_t window_bytes;
+    uint64_t bytes_per_s;
     uint32_t opened; /* endpoints so far */
     cc__sim_endpoint *endpoints;
     cc__sim_stream *streams, *last_stream;

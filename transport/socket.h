@@ -74,6 +74,9 @@ void cc__socket_tune(int fd, const cc__socket_options *set);
 /* For a bulk stream: keep little in the kernel that is not on its way yet. */
 void cc__socket_tune_bulk(int fd);
 
+/* As cc_transport_ops.network, of one connection. */
+void cc__socket_network(int fd, cc_network *out);
+
 /* A dial of an unused port of this host can meet itself. */
 int cc__socket_is_self_connected(int fd);
 

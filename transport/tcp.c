@@ -120,6 +120,12 @@ static void set_token(cc_transport *transport, const uint8_t token[16]) {
     tcp->rules.has_token = 1;
 }
 
+static void network(cc_transport *transport, cc_stream number, cc_network *out) {
+    tcp_stream *stream = cc__tcp_find((tcp *)transport, number);
+    *out = (cc_network){0};
+    if (stream) cc__socket_network(stream->fd, out);
+}
+
 static void stats(cc_transport *transport, cc_stats *out) {
     out->sent_bytes = cc__tcp_of(transport)->sent_bytes;
     out->received_bytes = cc__tcp_of(transport)->received_bytes;
@@ -246,6 +252,7 @@ const cc_transport_ops cc__transport_tcp = {
     .wake = cc__tcp_wake,
     .deadline = cc__tcp_deadline,
     .stats = stats,
+    .network = network,
     .forked = forked,
     .stop = stop,
 };

@@ -129,6 +129,10 @@ typedef struct cc_transport_ops {
     /* Bytes moved and connections dropped so far: sent, received, bad_connections are filled in. */
     void (*stats)(cc_transport *transport, cc_stats *out);
 
+    /* What is known of the path of an open stream: half of the least round trip, and how fast its
+     * bytes were last delivered. Zeros where it is not known. */
+    void (*network)(cc_transport *transport, cc_stream stream, cc_network *out);
+
     /* In a forked child: closes every descriptor, without talking to anyone. Only `stop` may
      * follow. Async-signal-safe. */
     void (*forked)(cc_transport *transport);

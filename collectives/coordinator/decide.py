@@ -25,7 +25,7 @@ def by_lane(record: Epoch | None) -> dict[int, Outcome]:
 def contradiction(report: Report, decided: Mapping[int, Outcome]) -> str | None:
     """Why a report cannot be true, or None. `decided` is what the last record said by lane."""
     for lane in report.lanes:
-        before = decided.get(lane.lane, Outcome(lane.lane, 0, 0))
+        before = decided.get(lane.lane, Outcome(lane.lane, 0, 0, 0))
         # A member that was slow to post may report less than `failed`: those are decided anyhow.
         done, posted = max(lane.done, before.failed), max(lane.posted, before.failed)
         if lane.committed > done:
@@ -66,8 +66,11 @@ def mismatches(reports: Reports) -> dict[int, int]:
     return first
 
 
-def outcomes(reports: Reports, decided: Mapping[int, Outcome]) -> tuple[Outcome, ...]:
-    """The commit rule, for every lane that is known."""
+def outcomes(
+    reports: Reports, decided: Mapping[int, Outcome], *, retry: bool
+) -> tuple[Outcome, ...]:
+    """The commit rule, for every lane that is known. What is not committed fails, or with `retry`
+    begins again in the next epoch."""
     differing = mismatches(reports)
     marks = [_watermarks(report, decided) for report in reports.values()]
     result = []
@@ -79,7 +82,8 @@ def outcomes(reports: Reports, decided: Mapping[int, Outcome]) -> tuple[Outcome,
         if number in differing:
             committed = max(base, min(committed, differing[number] - 1))
         posted = max(lane.posted for lane in lanes)
-        result.append(Outcome(number, committed, max(posted, committed)))
+        posted = max(posted, committed)
+        result.append(Outcome(number, committed, committed if retry else posted, posted))
     return tuple(result)
 
 

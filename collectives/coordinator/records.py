@@ -12,6 +12,9 @@ from collections.abc import Collection, Sequence
 from collectives.coordinator import decide
 from collectives.messages import MEMBERS_MAX, NO_PEER, Cause, Epoch, Join, Member, Outcome
 
+_RETRIED = (Cause.LOST, Cause.LINK)
+"""A program that called different operations, or whose time is over, would only fail again."""
+
 Arrival = tuple[Join, int]
 """Who joins, and as the how-manieth it came."""
 
@@ -64,7 +67,10 @@ def formed(number: int, last: Epoch | None, arrivals: Sequence[Arrival]) -> Epoc
         lost_rank=0,
         members=members,
         # What the lineage before left undecided, nobody here has seen.
-        lanes=tuple(Outcome(o.lane, o.failed, o.failed) for o in last.lanes) if last else (),
+        lanes=tuple(
+            Outcome(lane.lane, lane.failed, lane.failed, lane.failed)
+            for lane in (last.lanes if last else ())
+        ),
     )
 
 
@@ -83,7 +89,7 @@ def without_the_dead(last: Epoch, reports: decide.Reports, linked: bool) -> Epoc
         lost=lost.id if lost and cause is Cause.LOST else NO_PEER,
         lost_rank=lost.rank if lost and cause is Cause.LOST else 0,
         members=members,
-        lanes=decide.outcomes(reports, decide.by_lane(last)),
+        lanes=decide.outcomes(reports, decide.by_lane(last), retry=cause in _RETRIED),
         detail=detail,
     )
 
@@ -133,7 +139,7 @@ def after_boundary(
         lost=NO_PEER,
         lost_rank=0,
         members=members,
-        lanes=decide.outcomes(reports, decide.by_lane(last)),
+        lanes=decide.outcomes(reports, decide.by_lane(last), retry=True),
     )
 
 

@@ -1,8 +1,8 @@
 /* Element-wise arithmetic. Pure, thread-safe, never blocks. Results are the same bits on every
  * machine: no contraction, round to nearest even, denormals kept, NaN results canonical (quiet,
  * positive, payload zero), -0 < +0 in min and max, NaN propagates. The caller's floating-point
- * mode (rounding, flush-to-zero) is set aside and restored. bfloat16 adds in float32 and rounds
- * once per addition. Integers wrap around. */
+ * mode (rounding, flush-to-zero) is set aside and restored. bfloat16 and
+ * float16 are calculated in float32 and rounded once per operation. Integers wrap around. */
 #ifndef CC_KERNELS_H
 #define CC_KERNELS_H
 
@@ -22,7 +22,8 @@ void cc__divide(void *dst, uint64_t count, cc_dtype dtype, uint32_t divisor);
  * dst may be src. */
 void cc__scale(void *dst, const void *src, uint64_t count, cc_dtype dtype, double factor);
 
-/* Whether op is defined for dtype (avg of integers is not). */
+/* Whether op is defined for dtype: avg and premul_sum of floating-point numbers only, the bitwise
+ * ones of all others only. Of booleans, sum is or and prod is and. */
 int cc__reduce_supports(cc_dtype dtype, cc_op op);
 
 /* Tests: nonzero makes every later call use the portable twin. Returns whether AVX2 is there. */

@@ -100,3 +100,11 @@ void cc__divide(void *dst, uint64_t count, cc_dtype dtype, uint32_t divisor) {
     loop(dst, count, divisor);
     float_mode_leave(saved);
 }
+
+void cc__scale(void *dst, const void *src, uint64_t count, cc_dtype dtype, double factor) {
+    assert(cc__reduce_supports(dtype, CC_PREMUL_SUM));
+    cc__scale_loop *loop = kernels()->scale[dtype];
+    float_mode saved = float_mode_enter();
+    loop(dst, src, count, factor);
+    float_mode_leave(saved);
+}

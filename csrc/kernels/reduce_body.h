@@ -20,6 +20,7 @@
 #define INDEPENDENT
 #endif
 
+typedef uint8_t any8;
 typedef uint16_t any16 __attribute__((may_alias, aligned(1)));
 typedef uint32_t any32 __attribute__((may_alias, aligned(1)));
 typedef uint64_t any64 __attribute__((may_alias, aligned(1)));
@@ -27,6 +28,7 @@ typedef uint64_t any64 __attribute__((may_alias, aligned(1)));
 #define NAN_FLOAT32 UINT32_C(0x7fc00000)
 #define NAN_FLOAT64 UINT64_C(0x7ff8000000000000)
 #define NAN_BFLOAT16 0x7fc0u
+#define NAN_FLOAT16 0x7e00u
 
 static inline float to_float32(uint32_t bits) {
     union {
@@ -85,8 +87,12 @@ static inline int64_t rank64(uint64_t bits) {
     return (int64_t)(bits ^ (-(bits >> 63) & UINT64_C(0x7fffffffffffffff)));
 }
 
-static inline int is_nan16(uint16_t bits) {
+static inline int is_nan_bfloat16(uint16_t bits) {
     return (int16_t)(bits & 0x7fffu) > 0x7f80;
+}
+
+static inline int is_nan_float16(uint16_t bits) {
+    return (int16_t)(bits & 0x7fffu) > 0x7c00;
 }
 
 static inline int is_nan32(uint32_t bits) {
@@ -108,6 +114,19 @@ static inline int is_nan64(uint64_t bits) {
         }                                                                                          \
     }
 
+/* dst[i] from src[i] and a number. */
+#define SCALE_LOOP(name, any, type, expression)                                                    \
+    static void name(void *dst, const void *src, uint64_t count, double factor) {                  \
+        any *to = dst;                                                                             \
+        const any *from = src;                                                                     \
+        const type by = (type)factor;                                                              \
+        INDEPENDENT                                                                                \
+        for (uint64_t i = 0; i < count; i++) {                                                     \
+            const any a = from[i];                                                                 \
+            to[i] = (expression);                                                                  \
+        }                                                                                          \
+    }
+
 #define DIVIDE_LOOP(name, any, type, expression)                                                   \
     static void name(void *dst, uint64_t count, uint32_t divisor) {                                \
         any *to = dst;                                                                             \
@@ -122,43 +141,140 @@ static inline int is_nan64(uint64_t bits) {
 #define PICK(is_nan, canonical, condition)                                                         \
     (is_nan(a) | is_nan(b) ? (canonical) : (condition) ? a : b)
 
+#include "csrc/kernels/float16.h"
+
+/* ---- floating point of 32 and 64 bits, bfloat16 ------------------------------------------- */
+
 REDUCE_LOOP(sum_float32, any32, from_float32(to_float32(a) + to_float32(b)))
+REDUCE_LOOP(prod_float32, any32, from_float32(to_float32(a) * to_float32(b)))
 REDUCE_LOOP(min_float32, any32, PICK(is_nan32, NAN_FLOAT32, rank32(a) < rank32(b)))
 REDUCE_LOOP(max_float32, any32, PICK(is_nan32, NAN_FLOAT32, rank32(a) > rank32(b)))
 DIVIDE_LOOP(divide_float32, any32, float, from_float32(to_float32(a) / by))
+SCALE_LOOP(scale_float32, any32, float, from_float32(to_float32(a) * by))
 
 REDUCE_LOOP(sum_float64, any64, from_float64(to_float64(a) + to_float64(b)))
+REDUCE_LOOP(prod_float64, any64, from_float64(to_float64(a) * to_float64(b)))
 REDUCE_LOOP(min_float64, any64, PICK(is_nan64, NAN_FLOAT64, rank64(a) < rank64(b)))
 REDUCE_LOOP(max_float64, any64, PICK(is_nan64, NAN_FLOAT64, rank64(a) > rank64(b)))
 DIVIDE_LOOP(divide_float64, any64, double, from_float64(to_float64(a) / by))
+SCALE_LOOP(scale_float64, any64, double, from_float64(to_float64(a) * by))
 
-REDUCE_LOOP(sum_bfloat16, any16,
-            bfloat16_from_float32(bfloat16_to_float32(a) + bfloat16_to_float32(b)))
-REDUCE_LOOP(min_bfloat16, any16, PICK(is_nan16, NAN_BFLOAT16, rank16(a) < rank16(b)))
-REDUCE_LOOP(max_bfloat16, any16, PICK(is_nan16, NAN_BFLOAT16, rank16(a) > rank16(b)))
+#define AS_BFLOAT16(operator)                                                                      \
+    bfloat16_from_float32(bfloat16_to_float32(a) operator bfloat16_to_float32(b))
+REDUCE_LOOP(sum_bfloat16, any16, AS_BFLOAT16(+))
+REDUCE_LOOP(prod_bfloat16, any16, AS_BFLOAT16(*))
+REDUCE_LOOP(min_bfloat16, any16, PICK(is_nan_bfloat16, NAN_BFLOAT16, rank16(a) < rank16(b)))
+REDUCE_LOOP(max_bfloat16, any16, PICK(is_nan_bfloat16, NAN_BFLOAT16, rank16(a) > rank16(b)))
 DIVIDE_LOOP(divide_bfloat16, any16, float, bfloat16_from_float32(bfloat16_to_float32(a) / by))
+SCALE_LOOP(scale_bfloat16, any16, float, bfloat16_from_float32(bfloat16_to_float32(a) * by))
 
-REDUCE_LOOP(sum_int32, any32, a + b)
-REDUCE_LOOP(min_int32, any32, (int32_t)a < (int32_t)b ? a : b)
-REDUCE_LOOP(max_int32, any32, (int32_t)a > (int32_t)b ? a : b)
+/* ---- float16: converted a block at a time, by instructions where there are some ------------ */
 
-REDUCE_LOOP(sum_int64, any64, a + b)
-REDUCE_LOOP(min_int64, any64, (int64_t)a < (int64_t)b ? a : b)
-REDUCE_LOOP(max_int64, any64, (int64_t)a > (int64_t)b ? a : b)
+#define BLOCK 64
+
+#define FLOAT16_LOOP(name, expression)                                                             \
+    static void name(void *dst, const void *left, const void *right, uint64_t count) {             \
+        float x[BLOCK], y[BLOCK];                                                                  \
+        for (uint64_t at = 0; at < count; at += BLOCK) {                                           \
+            uint64_t length = count - at < BLOCK ? count - at : BLOCK;                             \
+            float16_to_float32(x, (const any16 *)left + at, length);                               \
+            float16_to_float32(y, (const any16 *)right + at, length);                              \
+            for (uint64_t i = 0; i < length; i++) {                                                \
+                const float a = x[i], b = y[i];                                                    \
+                x[i] = (expression);                                                               \
+            }                                                                                      \
+            float16_from_float32((any16 *)dst + at, x, length);                                    \
+        }                                                                                          \
+    }
+
+#define FLOAT16_MAP(name, scalar, expression)                                                      \
+    static void name##_blocks(void *dst, const void *src, uint64_t count, scalar factor) {         \
+        const float by = (float)factor;                                                            \
+        float x[BLOCK];                                                                            \
+        for (uint64_t at = 0; at < count; at += BLOCK) {                                           \
+            uint64_t length = count - at < BLOCK ? count - at : BLOCK;                             \
+            float16_to_float32(x, (const any16 *)src + at, length);                                \
+            for (uint64_t i = 0; i < length; i++) x[i] = (expression);                             \
+            float16_from_float32((any16 *)dst + at, x, length);                                    \
+        }                                                                                          \
+    }
+
+FLOAT16_LOOP(sum_float16, a + b)
+FLOAT16_LOOP(prod_float16, a *b)
+REDUCE_LOOP(min_float16, any16, PICK(is_nan_float16, NAN_FLOAT16, rank16(a) < rank16(b)))
+REDUCE_LOOP(max_float16, any16, PICK(is_nan_float16, NAN_FLOAT16, rank16(a) > rank16(b)))
+FLOAT16_MAP(divide_float16, uint32_t, x[i] / by)
+FLOAT16_MAP(scale_float16, double, x[i] * by)
+
+static void divide_float16(void *dst, uint64_t count, uint32_t divisor) {
+    divide_float16_blocks(dst, dst, count, divisor);
+}
+
+/* ---- integers and booleans: what wraps around is the same with and without a sign ----------- */
+
+#define INTEGER_LOOPS(bits, any, wide)                                                             \
+    REDUCE_LOOP(sum_##bits, any, (wide)a + (wide)b)                                                \
+    REDUCE_LOOP(prod_##bits, any, (wide)a *(wide)b)                                                \
+    REDUCE_LOOP(band_##bits, any, a &b)                                                            \
+    REDUCE_LOOP(bor_##bits, any, a | b)                                                            \
+    REDUCE_LOOP(bxor_##bits, any, a ^ b)                                                           \
+    REDUCE_LOOP(min_int##bits, any, (int##bits##_t)a < (int##bits##_t)b ? a : b)                   \
+    REDUCE_LOOP(max_int##bits, any, (int##bits##_t)a > (int##bits##_t)b ? a : b)                   \
+    REDUCE_LOOP(min_uint##bits, any, a < b ? a : b)                                                \
+    REDUCE_LOOP(max_uint##bits, any, a > b ? a : b)
+
+INTEGER_LOOPS(8, any8, uint32_t)
+INTEGER_LOOPS(16, any16, uint32_t)
+INTEGER_LOOPS(32, any32, uint32_t)
+INTEGER_LOOPS(64, any64, uint64_t)
+
+REDUCE_LOOP(or_bool, any8, (a | b) != 0)
+REDUCE_LOOP(and_bool, any8, (a != 0) & (b != 0))
+REDUCE_LOOP(xor_bool, any8, (a != 0) ^ (b != 0))
+
+/* ---- the table ---------------------------------------------------------------------------- */
+
+#define FLOATING(type)                                                                             \
+    {                                                                                              \
+        [CC_SUM] = sum_##type, [CC_AVG] = sum_##type,   [CC_MIN] = min_##type,                     \
+        [CC_MAX] = max_##type, [CC_PROD] = prod_##type, [CC_PREMUL_SUM] = sum_##type,              \
+    }
+#define INTEGER(sign, bits)                                                                        \
+    {                                                                                              \
+        [CC_SUM] = sum_##bits,   [CC_MIN] = min_##sign##bits, [CC_MAX] = max_##sign##bits,         \
+        [CC_PROD] = prod_##bits, [CC_BAND] = band_##bits,     [CC_BOR] = bor_##bits,               \
+        [CC_BXOR] = bxor_##bits,                                                                   \
+    }
 
 static const cc__kernels TABLE = {
     .reduce =
         {
-            [CC_FLOAT32] = {NULL, sum_float32, sum_float32, min_float32, max_float32},
-            [CC_FLOAT64] = {NULL, sum_float64, sum_float64, min_float64, max_float64},
-            [CC_INT32] = {NULL, sum_int32, NULL, min_int32, max_int32},
-            [CC_INT64] = {NULL, sum_int64, NULL, min_int64, max_int64},
-            [CC_BFLOAT16] = {NULL, sum_bfloat16, sum_bfloat16, min_bfloat16, max_bfloat16},
+            [CC_FLOAT32] = FLOATING(float32),
+            [CC_FLOAT64] = FLOATING(float64),
+            [CC_FLOAT16] = FLOATING(float16),
+            [CC_BFLOAT16] = FLOATING(bfloat16),
+            [CC_INT8] = INTEGER(int, 8),
+            [CC_INT16] = INTEGER(int, 16),
+            [CC_INT32] = INTEGER(int, 32),
+            [CC_INT64] = INTEGER(int, 64),
+            [CC_UINT8] = INTEGER(uint, 8),
+            [CC_UINT16] = INTEGER(uint, 16),
+            [CC_UINT32] = INTEGER(uint, 32),
+            [CC_UINT64] = INTEGER(uint, 64),
+            [CC_BOOL] = {[CC_SUM] = or_bool,
+                         [CC_MIN] = and_bool,
+                         [CC_MAX] = or_bool,
+                         [CC_PROD] = and_bool,
+                         [CC_BAND] = and_bool,
+                         [CC_BOR] = or_bool,
+                         [CC_BXOR] = xor_bool},
         },
-    .divide =
-        {
-            [CC_FLOAT32] = divide_float32,
-            [CC_FLOAT64] = divide_float64,
-            [CC_BFLOAT16] = divide_bfloat16,
-        },
+    .divide = {[CC_FLOAT32] = divide_float32,
+               [CC_FLOAT64] = divide_float64,
+               [CC_FLOAT16] = divide_float16,
+               [CC_BFLOAT16] = divide_bfloat16},
+    .scale = {[CC_FLOAT32] = scale_float32,
+              [CC_FLOAT64] = scale_float64,
+              [CC_FLOAT16] = scale_float16_blocks,
+              [CC_BFLOAT16] = scale_bfloat16},
 };

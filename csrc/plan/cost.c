@@ -1,68 +1,153 @@
-/* What CC_AUTO stands for. A choice must be the same on every member, so it is a pure function of
- * the call and the group's size, with constants that are the same in every build. They describe a
- * data-centre network (some 30 us for a message, some GB/s for its bytes); they are not tuned to
- * any machine. docs/algorithms.md has the counts of steps and bytes behind them. */
+/* What CC_AUTO stands for: the algorithm that a simple model of the network finds cheapest (Hockney
+ * 1994: a message takes its latency and then a time for each byte), with two more terms for what was
+ * seen on real machines. A choice must be the same on every member, so it is a pure function of the
+ * call, the group's size and the epoch's record, in whole numbers. docs/algorithms.md has the counts
+ * of steps and bytes that the formulas below are made of. */
 #include "csrc/base/limits.h"
 #include "csrc/plan/plan.h"
 
-static const struct {
-    /* all_reduce, direct: one step, but (m - 1) n bytes and m - 1 reductions on every member.
-     * Eager, or it would wait for the receivers and lose what it is for. From four members on, m - 1
-     * sends cost a member more than doubling's two steps do (measured: docs/performance.md). */
-    uint64_t reduce_direct_bytes;
-    uint32_t reduce_direct_size;
-    /* all_reduce, doubling: log2(m) steps of n bytes against the ring's 2(m - 1) steps of n/m. It
-     * wins while messages cost more to start than to carry: short vectors, or short chunks. */
-    uint64_t reduce_doubling_bytes;
-    uint64_t reduce_doubling_chunk_bytes;
-    /* broadcast, direct: the root sends (m - 1) n; the chain sends n after m - 1 hops of one
-     * segment each. Both grow with m alike, so the length alone decides. */
-    uint64_t broadcast_direct_bytes;
-    /* all_gather: both carry (m - 1) n bytes. Direct takes one step, but many senders at one
-     * receiver's door congest it when the total is long. */
-    uint64_t gather_direct_bytes;
-    uint64_t gather_direct_total_bytes;
-} CUTOFF = {
-    .reduce_direct_bytes = CC_EAGER_BYTES,
-    .reduce_direct_size = 3,
-    .reduce_doubling_bytes = 64 << 10,
-    .reduce_doubling_chunk_bytes = 4 << 10,
-    .broadcast_direct_bytes = 256 << 10,
-    .gather_direct_bytes = CC_EAGER_BYTES,
-    .gather_direct_total_bytes = 256 << 10,
-};
+/* A data-centre network, for links that were not measured. */
+#define LATENCY_NS 30000
+#define BYTES_PER_S UINT64_C(1000000000)
 
-static cc_algorithm choose_all_reduce(uint32_t size, uint64_t bytes) {
-    if (bytes <= CUTOFF.reduce_direct_bytes && size <= CUTOFF.reduce_direct_size) {
-        return CC_DIRECT;
+#define BYTES_PER_S_MIN 1024
+#define BYTES_MAX (UINT64_C(1) << 32) /* beyond, only what grows with the length matters */
+#define LATENCY_NS_MAX UINT64_C(60000000000)
+
+/* To start one more message costs its sender about a short latency of processor time, where members
+ * share processors: with it m - 1 messages at once are dearer than two in a row. */
+#define MESSAGE_NS 35000
+/* A byte that is not reduced while it is in cache is read and written once more. */
+#define REDUCE_PS 1000
+/* Many senders at one receiver's door slow each other down: their bytes count for 5/4. */
+#define CROWD(ns) ((ns) + (ns) / 4)
+/* A chain passes a message on in pieces of about this length. */
+#define PIECE_BYTES (UINT64_C(256) << 10)
+
+typedef struct model {
+    uint64_t size, rounds; /* members; log2 of them, rounded up */
+    uint64_t latency, wire_ps;
+    uint64_t bytes;
+    int is_power;
+} model;
+
+static model model_of(const cc_network *network, uint32_t size, uint64_t bytes) {
+    uint64_t speed = network->bytes_per_s ? network->bytes_per_s : BYTES_PER_S;
+    if (speed < BYTES_PER_S_MIN) {
+        speed = BYTES_PER_S_MIN;
     }
-    if (bytes <= CUTOFF.reduce_doubling_bytes ||
-        bytes / size < CUTOFF.reduce_doubling_chunk_bytes) {
-        return CC_RECURSIVE_DOUBLING;
+    model model = {.size = size,
+                   .latency = network->latency_ns ? network->latency_ns : LATENCY_NS,
+                   .wire_ps = UINT64_C(1000000000000) / speed,
+                   .bytes = bytes < BYTES_MAX ? bytes : BYTES_MAX,
+                   .is_power = (size & (size - 1)) == 0};
+    if (model.latency > LATENCY_NS_MAX) {
+        model.latency = LATENCY_NS_MAX;
     }
-    return CC_RING;
+    while (UINT64_C(1) << model.rounds < size) {
+        model.rounds++;
+    }
+    return model;
 }
 
-static cc_algorithm choose_all_gather(uint32_t size, uint64_t bytes) {
-    if (bytes <= CUTOFF.gather_direct_bytes || size == 2 ||
-        bytes <= CUTOFF.gather_direct_total_bytes / (size - 1)) {
-        return CC_DIRECT;
-    }
-    return CC_RING;
+/* Messages one after the other, without their bytes. */
+static uint64_t steps(const model *m, uint64_t count) {
+    return count * (m->latency + MESSAGE_NS);
 }
 
-cc_algorithm cc__plan_choose(cc_kind kind, uint32_t size, uint64_t count, uint32_t element_bytes) {
-    if (size < 2 || element_bytes == 0) {
-        return CC_DIRECT;
+/* Messages sent at once. */
+static uint64_t burst(const model *m, uint64_t count) {
+    return m->latency + count * MESSAGE_NS;
+}
+
+static uint64_t wire(const model *m, uint64_t bytes) {
+    return bytes * m->wire_ps / 1000;
+}
+
+static uint64_t reduction(uint64_t bytes) {
+    return bytes * REDUCE_PS / 1000;
+}
+
+/* Bytes that are reduced as they come in: the slower of both counts. */
+static uint64_t overlapped(const model *m, uint64_t sent, uint64_t reduced) {
+    uint64_t network = wire(m, sent), memory = reduction(reduced);
+    return network > memory ? network : memory;
+}
+
+/* What is not eager waits for the receivers to be ready. */
+static uint64_t ready(const model *m, uint64_t message) {
+    return message > CC_EAGER_BYTES ? m->latency : 0;
+}
+
+static uint64_t all_reduce(const model *m, cc_algorithm algorithm) {
+    const uint64_t n = m->bytes, others = m->size - 1, share = n / m->size * others;
+    const uint64_t log = m->rounds - (m->is_power ? 0 : 1), outside = m->is_power ? 0 : 2;
+    switch (algorithm) {
+    case CC_DIRECT: return burst(m, others) + ready(m, n) + others * (wire(m, n) + reduction(n));
+    case CC_RECURSIVE_DOUBLING:
+        return steps(m, log + outside) + ready(m, n) +
+               (log + outside) * (wire(m, n) + reduction(n));
+    case CC_HALVING_DOUBLING:
+        return steps(m, 2 * log + outside) + m->latency + 2 * wire(m, share) + reduction(share) +
+               outside * (wire(m, n) + reduction(n) / 2);
+    default: return steps(m, 2 * others) + m->latency + overlapped(m, 2 * share, share);
     }
-    uint64_t bytes = count > UINT64_MAX / element_bytes ? UINT64_MAX : count * element_bytes;
+}
+
+static uint64_t broadcast(const model *m, cc_algorithm algorithm) {
+    const uint64_t n = m->bytes, others = m->size - 1, piece = n < PIECE_BYTES ? n : PIECE_BYTES;
+    switch (algorithm) {
+    case CC_DIRECT: return burst(m, others) + ready(m, n) + others * wire(m, n);
+    case CC_TREE: return steps(m, m->rounds) + ready(m, n) + m->rounds * wire(m, n);
+    default: return steps(m, others) + ready(m, n) + wire(m, n) + (others - 1) * wire(m, piece);
+    }
+}
+
+static uint64_t reduce(const model *m, cc_algorithm algorithm) {
+    const uint64_t n = m->bytes, others = m->size - 1;
+    uint64_t folds = algorithm == CC_DIRECT ? others : algorithm == CC_TREE ? m->rounds : 0;
+    return broadcast(m, algorithm) + folds * reduction(n);
+}
+
+/* `m->bytes` are those of all blocks. */
+static uint64_t with_blocks(const model *m, cc_kind kind, cc_algorithm algorithm) {
+    const uint64_t others = m->size - 1, block = m->bytes / m->size;
+    const uint64_t reduced = kind == CC_REDUCE_SCATTER ? others * block : 0;
+    if (algorithm == CC_DIRECT) {
+        return burst(m, others) + ready(m, block) + CROWD(wire(m, others * block)) +
+               reduction(reduced);
+    }
+    return steps(m, others) + m->latency + overlapped(m, others * block, reduced);
+}
+
+static uint64_t cost(const model *m, cc_kind kind, cc_algorithm algorithm) {
     switch (kind) {
-    case CC_ALL_REDUCE: return choose_all_reduce(size, bytes);
-    case CC_ALL_GATHER: return choose_all_gather(size, bytes);
-    case CC_BROADCAST:
-        return bytes <= CUTOFF.broadcast_direct_bytes || size == 2 ? CC_DIRECT : CC_RING;
-    case CC_BARRIER:
-    case CC_BOUNDARY: break;
+    case CC_ALL_REDUCE: return all_reduce(m, algorithm);
+    case CC_BROADCAST: return broadcast(m, algorithm);
+    case CC_REDUCE: return reduce(m, algorithm);
+    default: return with_blocks(m, kind, algorithm);
     }
-    return CC_DIRECT;
+}
+
+cc_algorithm cc__plan_choose(const cc_network *network, cc_kind kind, uint32_t size,
+                             uint64_t bytes) {
+    static const cc_algorithm OTHERS[] = {CC_RECURSIVE_DOUBLING, CC_TREE, CC_HALVING_DOUBLING,
+                                          CC_RING};
+    if (size < 2) {
+        return CC_DIRECT;
+    }
+    model model = model_of(network, size, bytes);
+    cc_algorithm best = CC_DIRECT; /* of equals the simplest */
+    uint64_t least = cost(&model, kind, CC_DIRECT);
+    for (size_t i = 0; i < sizeof OTHERS / sizeof *OTHERS; i++) {
+        if (!cc__plan_supports(kind, OTHERS[i])) {
+            continue;
+        }
+        uint64_t other = cost(&model, kind, OTHERS[i]);
+        if (other < least) {
+            best = OTHERS[i];
+            least = other;
+        }
+    }
+    return best;
 }

@@ -11,14 +11,24 @@
  * each round's reduction waits for all earlier moves (a fence) and has a holding area. */
 #include "csrc/plan/builders.h"
 
-/* Members that take part in the rounds are numbered 0 .. 2^p - 1 in their order. */
-static uint32_t member_of(uint32_t number, uint32_t folded) {
-    return number < folded ? 2 * number : number + folded;
+cc__fold_up cc__fold_up_of(const cc__plan_input *input) {
+    cc__fold_up fold = {.power = 1};
+    while (2 * fold.power <= input->size) {
+        fold.power *= 2;
+    }
+    fold.folded = input->size - fold.power;
+    fold.has_pair = input->me < 2 * fold.folded;
+    fold.stays_out = fold.has_pair && input->me % 2 == 1;
+    fold.number = fold.has_pair ? input->me / 2 : input->me - fold.folded;
+    return fold;
 }
 
-/* The odd member of a pair. It overwrites its input with the total, which cannot come before the
- * input was sent: no fence. */
-static void build_folded(const cc__plan_input *input, cc__plan *plan) {
+uint32_t cc__fold_up_member(const cc__fold_up *fold, uint32_t number) {
+    return number < fold->folded ? 2 * number : number + fold->folded;
+}
+
+/* It overwrites its input with the total, which cannot come before the input was sent: no fence. */
+void cc__fold_up_outside(const cc__plan_input *input, cc__plan *plan) {
     const uint64_t bytes = cc__whole_bytes(input);
     cc__plan_add(plan, (cc__move){.kind = CC__SEND,
                                   .peer = input->me - 1,
@@ -34,22 +44,15 @@ static void build_folded(const cc__plan_input *input, cc__plan *plan) {
 
 void cc__doubling_all_reduce(const cc__plan_input *input, cc__plan *plan) {
     const uint64_t bytes = cc__whole_bytes(input);
-    uint32_t power = 1;
-    while (2 * power <= input->size) {
-        power *= 2;
-    }
-    const uint32_t folded = input->size - power;
-    const int has_pair = input->me < 2 * folded;
+    const cc__fold_up fold = cc__fold_up_of(input);
     plan->eager = bytes <= CC_EAGER_BYTES;
-    if (has_pair && input->me % 2 == 1) {
-        build_folded(input, plan);
+    if (fold.stays_out) {
+        cc__fold_up_outside(input, plan);
         return;
     }
-
-    const uint32_t number = has_pair ? input->me / 2 : input->me - folded;
     cc__place partial = cc__at(CC__IN, 0);
     int32_t last = -1;
-    if (has_pair) {
+    if (fold.has_pair) {
         last = cc__plan_add(plan, (cc__move){.kind = CC__REDUCE,
                                              .peer = input->me + 1,
                                              .after = -1,
@@ -58,19 +61,19 @@ void cc__doubling_all_reduce(const cc__plan_input *input, cc__plan *plan) {
                                              .dst = cc__at(CC__OUT, 0)});
         partial = cc__at(CC__OUT, 0);
     }
-    for (uint32_t distance = 1; distance < power; distance *= 2) {
-        uint32_t partner = number ^ distance;
+    for (uint32_t distance = 1; distance < fold.power; distance *= 2) {
+        uint32_t partner = fold.number ^ distance;
         uint32_t flags = CC__MOVE_FENCE;
-        flags |= partner < number ? CC__MOVE_INCOMING_FIRST : 0;
-        flags |= 2 * distance == power ? CC__MOVE_FINISH : 0;
+        flags |= partner < fold.number ? CC__MOVE_INCOMING_FIRST : 0;
+        flags |= 2 * distance == fold.power ? CC__MOVE_FINISH : 0;
         cc__plan_add(plan, (cc__move){.kind = CC__SEND,
-                                      .peer = member_of(partner, folded),
+                                      .peer = cc__fold_up_member(&fold, partner),
                                       .after = last,
                                       .bytes = bytes,
                                       .src = partial});
         last = cc__plan_add(plan, (cc__move){.kind = CC__REDUCE,
                                              .flags = flags,
-                                             .peer = member_of(partner, folded),
+                                             .peer = cc__fold_up_member(&fold, partner),
                                              .after = -1,
                                              .bytes = bytes,
                                              .src = partial,
@@ -78,7 +81,7 @@ void cc__doubling_all_reduce(const cc__plan_input *input, cc__plan *plan) {
                                              .hold = cc__stage(plan, bytes)});
         partial = cc__at(CC__OUT, 0);
     }
-    if (has_pair) {
+    if (fold.has_pair) {
         cc__plan_add(plan, (cc__move){.kind = CC__SEND,
                                       .peer = input->me + 1,
                                       .after = last,

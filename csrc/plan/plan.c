@@ -12,7 +12,7 @@
 #define FAILED UINT32_MAX
 
 /* Offsets and the sum of all holding areas stay far below 2^64 for lengths up to this. */
-#define OUTPUT_BYTES_MAX (UINT64_C(1) << 60)
+#define BUFFER_BYTES_MAX (UINT64_C(1) << 60)
 
 static const struct {
     cc_kind kind;
@@ -22,10 +22,20 @@ static const struct {
     {CC_ALL_REDUCE, CC_RING, cc__ring_all_reduce},
     {CC_ALL_REDUCE, CC_RECURSIVE_DOUBLING, cc__doubling_all_reduce},
     {CC_ALL_REDUCE, CC_DIRECT, cc__direct_all_reduce},
+    {CC_ALL_REDUCE, CC_HALVING_DOUBLING, cc__halving_all_reduce},
     {CC_BROADCAST, CC_RING, cc__ring_broadcast},
     {CC_BROADCAST, CC_DIRECT, cc__direct_broadcast},
+    {CC_BROADCAST, CC_TREE, cc__tree_broadcast},
     {CC_ALL_GATHER, CC_RING, cc__ring_all_gather},
     {CC_ALL_GATHER, CC_DIRECT, cc__direct_all_gather},
+    {CC_REDUCE, CC_RING, cc__ring_reduce},
+    {CC_REDUCE, CC_DIRECT, cc__direct_reduce},
+    {CC_REDUCE, CC_TREE, cc__tree_reduce},
+    {CC_GATHER, CC_DIRECT, cc__direct_gather},
+    {CC_SCATTER, CC_DIRECT, cc__direct_scatter},
+    {CC_REDUCE_SCATTER, CC_RING, cc__ring_reduce_scatter},
+    {CC_REDUCE_SCATTER, CC_DIRECT, cc__direct_reduce_scatter},
+    {CC_ALL_TO_ALL, CC_DIRECT, cc__direct_all_to_all},
 };
 
 static cc__builder *find_builder(cc_kind kind, cc_algorithm algorithm) {
@@ -42,8 +52,21 @@ static int is_votes_only(cc_kind kind) {
     return kind == CC_BARRIER || kind == CC_BOUNDARY;
 }
 
+static int has_root(cc_kind kind) {
+    return kind == CC_BROADCAST || kind == CC_REDUCE || kind == CC_GATHER || kind == CC_SCATTER;
+}
+
+static int has_blocks(cc_kind kind) {
+    return kind == CC_ALL_GATHER || kind == CC_GATHER || kind == CC_SCATTER ||
+           kind == CC_REDUCE_SCATTER || kind == CC_ALL_TO_ALL;
+}
+
+static int reduces(cc_kind kind) {
+    return kind == CC_ALL_REDUCE || kind == CC_REDUCE || kind == CC_REDUCE_SCATTER;
+}
+
 int cc__plan_supports(cc_kind kind, cc_algorithm algorithm) {
-    if ((int)algorithm < CC_AUTO || algorithm > CC_DIRECT) {
+    if ((int)algorithm < CC_AUTO || algorithm > CC_TREE) {
         return 0;
     }
     if (is_votes_only(kind)) {
@@ -51,6 +74,15 @@ int cc__plan_supports(cc_kind kind, cc_algorithm algorithm) {
     }
     /* AUTO always stands for an algorithm that can do the kind, and DIRECT can do them all. */
     return find_builder(kind, algorithm == CC_AUTO ? CC_DIRECT : algorithm) != NULL;
+}
+
+static int blocks_fit(const cc__block *blocks, uint32_t size) {
+    for (uint32_t i = 0; i < size; i++) {
+        if (blocks[i].offset > BUFFER_BYTES_MAX || blocks[i].bytes > BUFFER_BYTES_MAX / size) {
+            return 0;
+        }
+    }
+    return 1;
 }
 
 static cc_status check(const cc__plan_input *input) {
@@ -64,31 +96,38 @@ static cc_status check(const cc__plan_input *input) {
     if (is_votes_only(input->kind)) {
         return CC_OK;
     }
-    if (input->element_bytes == 0 || (input->kind == CC_BROADCAST && input->root >= input->size) ||
-        (input->kind == CC_ALL_GATHER && input->ranks == NULL)) {
+    if (input->element_bytes == 0 || (has_root(input->kind) && input->root >= input->size)) {
         return CC_INVALID;
     }
-    uint64_t rows = input->size;
-    for (uint32_t i = 0; input->kind == CC_ALL_GATHER && i < input->size; i++) {
-        rows = input->ranks[i] >= rows ? (uint64_t)input->ranks[i] + 1 : rows;
+    if (!has_blocks(input->kind)) {
+        uint64_t most = BUFFER_BYTES_MAX / input->size / input->element_bytes;
+        return input->count > most ? CC_NO_MEMORY : CC_OK;
     }
-    if (input->count > OUTPUT_BYTES_MAX / rows / input->element_bytes) {
-        return CC_NO_MEMORY;
+    if (!input->blocks || (input->kind == CC_ALL_TO_ALL && !input->out_blocks)) {
+        return CC_INVALID;
     }
-    return CC_OK;
+    int fit = blocks_fit(input->blocks, input->size);
+    if (input->kind == CC_ALL_TO_ALL) {
+        fit = fit && blocks_fit(input->out_blocks, input->size);
+    }
+    return fit ? CC_OK : CC_NO_MEMORY;
 }
 
 /* One member: its input is the result. */
 static void build_alone(const cc__plan_input *input, cc__plan *plan) {
-    if (input->kind == CC_ALL_GATHER) {
-        cc__gather_own_row(input, plan);
-    } else {
-        cc__plan_add(plan, (cc__move){.kind = CC__COPY,
-                                      .flags = input->kind == CC_ALL_REDUCE ? CC__MOVE_FINISH : 0,
-                                      .after = -1,
-                                      .bytes = cc__whole_bytes(input),
-                                      .src = cc__at(CC__IN, 0),
-                                      .dst = cc__at(CC__OUT, 0)});
+    uint64_t in = 0, out = 0, bytes = cc__whole_bytes(input);
+    if (has_blocks(input->kind)) {
+        int gathers = input->kind == CC_ALL_GATHER || input->kind == CC_GATHER;
+        bytes = input->blocks[0].bytes;
+        in = gathers ? 0 : input->blocks[0].offset;
+        out = gathers ? input->blocks[0].offset : 0;
+        if (input->kind == CC_ALL_TO_ALL) {
+            out = input->out_blocks[0].offset;
+        }
+    }
+    int32_t index = cc__plan_copy(plan, cc__at(CC__IN, in), cc__at(CC__OUT, out), bytes);
+    if (index >= 0 && reduces(input->kind)) {
+        plan->moves[index].flags = CC__MOVE_FINISH;
     }
 }
 
@@ -100,7 +139,7 @@ cc_status cc__plan_build(const cc__plan_input *input, cc__plan *plan) {
     }
     plan->algorithm = input->algorithm;
     plan->eager = 1; /* nothing to send is nothing to wait with */
-    if (is_votes_only(input->kind) || input->count == 0) {
+    if (is_votes_only(input->kind) || (!has_blocks(input->kind) && input->count == 0)) {
         return CC_OK;
     }
     if (input->size == 1) {
@@ -148,28 +187,15 @@ cc__place cc__stage(cc__plan *plan, uint64_t bytes) {
     return place;
 }
 
-/* In place, the input lies where row 0 of the output belongs. A member of another rank therefore
- * copies its input to its own row first, sends from there, and takes row 0 after that copy,
- * segment by segment, so that the ring still flows. Row 0 then needs a holding area. */
-int32_t cc__gather_own_row(const cc__plan_input *input, cc__plan *plan) {
-    uint64_t bytes = cc__whole_bytes(input);
-    return cc__plan_add(plan, (cc__move){.kind = CC__COPY,
-                                         .after = -1,
-                                         .bytes = bytes,
-                                         .src = cc__at(CC__IN, 0),
-                                         .dst = cc__at(CC__OUT, input->ranks[input->me] * bytes)});
+int32_t cc__plan_copy(cc__plan *plan, cc__place src, cc__place dst, uint64_t bytes) {
+    return cc__plan_add(
+        plan, (cc__move){.kind = CC__COPY, .after = -1, .bytes = bytes, .src = src, .dst = dst});
 }
 
-int32_t cc__gather_row(const cc__plan_input *input, cc__plan *plan, uint32_t peer, uint32_t from,
-                       uint32_t slot, int32_t own_row) {
-    uint64_t bytes = cc__whole_bytes(input);
-    int over_input = input->ranks[from] == 0;
-    return cc__plan_add(
-        plan, (cc__move){.kind = CC__PLACE,
-                         .peer = peer,
-                         .slot = slot,
-                         .after = over_input ? own_row : -1,
-                         .bytes = bytes,
-                         .dst = cc__at(CC__OUT, input->ranks[from] * bytes),
-                         .hold = over_input ? cc__stage(plan, bytes) : cc__at(CC__IN, 0)});
+uint64_t cc__longest_block(const cc__plan_input *input) {
+    uint64_t longest = 0;
+    for (uint32_t i = 0; i < input->size; i++) {
+        longest = input->blocks[i].bytes > longest ? input->blocks[i].bytes : longest;
+    }
+    return longest;
 }

@@ -48,14 +48,13 @@ static cc__frame any_frame(uint32_t segment) {
         .type = ALLOWED[i].type,
         .lane = (uint8_t)(draw() % 16),
         .slot = (uint16_t)draw(),
-        .attempt = (uint16_t)draw(),
         .group = (uint32_t)draw(),
         .length = ALLOWED[i].least + (uint32_t)(draw() % (most - ALLOWED[i].least + 1)),
         .epoch = draw(),
         .sequence = draw(),
         .offset = draw(),
         .signature = {(uint8_t)draw(), (uint8_t)draw(), (uint8_t)draw(), (uint8_t)draw(),
-                      (uint32_t)draw(), draw(), draw()},
+                      (uint32_t)draw(), draw(), draw(), (uint16_t)draw()},
     };
 }
 
@@ -63,7 +62,6 @@ static void check_same(const cc__frame *a, const cc__frame *b) {
     CHECK_EQ(a->type, b->type);
     CHECK_EQ(a->lane, b->lane);
     CHECK_EQ(a->slot, b->slot);
-    CHECK_EQ(a->attempt, b->attempt);
     CHECK_EQ(a->group, b->group);
     CHECK_EQ(a->length, b->length);
     CHECK_EQ(a->epoch, b->epoch);
@@ -77,14 +75,13 @@ static void test_layout(void) {
         .type = CC__DATA,
         .lane = 0x0b,
         .slot = 0x2122,
-        .attempt = 0x3132,
         .group = 0x41424344,
         .length = 0x00005152,
         .epoch = UINT64_C(0x6162636465666768),
         .sequence = UINT64_C(0x7172737475767778),
         .offset = UINT64_C(0x8182838485868788),
         .signature = {0x91, 0x92, 0x93, 0x94, 0xa1a2a3a4, UINT64_C(0xb1b2b3b4b5b6b7b8),
-                      UINT64_C(0xc1c2c3c4c5c6c7c8)},
+                      UINT64_C(0xc1c2c3c4c5c6c7c8), 0x3132},
     };
     static const uint8_t expected[64] = {
         0xcc, 0x01, 5,    0x0b, 0x22, 0x21, 0x32, 0x31, 0x44, 0x43, 0x42, 0x41, 0x52,
@@ -211,9 +208,9 @@ static void test_abort(void) {
 }
 
 static void test_signature_equal(void) {
-    const cc__signature one = {1, 2, 3, 4, 5, 6, 7};
+    const cc__signature one = {1, 2, 3, 4, 5, 6, 7, 8};
     CHECK(cc__signature_equal(&one, &one));
-    for (int field = 0; field < 7; field++) {
+    for (int field = 0; field < 8; field++) {
         cc__signature other = one;
         other.kind += field == 0;
         other.dtype += field == 1;
@@ -222,6 +219,7 @@ static void test_signature_equal(void) {
         other.root += field == 4;
         other.count += field == 5;
         other.digest += field == 6;
+        other.flags += field == 7;
         CHECK(!cc__signature_equal(&one, &other));
         CHECK(cc__signature_hash(&one) != cc__signature_hash(&other));
     }
@@ -245,20 +243,21 @@ static void test_counts_digest(void) {
 /* Text for people, of any bytes, in any room: always ended, never beyond its end. */
 static void test_signature_text(void) {
     char text[160];
-    const cc__signature call = {CC_ALL_REDUCE, CC_FLOAT32, CC_SUM, CC_RING, 0, 12, 0};
+    const cc__signature call = {CC_ALL_REDUCE, CC_FLOAT32, CC_SUM, CC_RING, 0, 12, 0, 0};
     cc__signature_text(&call, text, sizeof text);
     CHECK(strstr(text, "all_reduce") && strstr(text, "float32") && strstr(text, "sum"));
     CHECK(strstr(text, "12") && strstr(text, "ring"));
-    const cc__signature cast = {CC_BROADCAST, CC_INT64, 0, CC_DIRECT, 3, UINT64_MAX, 0};
+    const cc__signature cast = {CC_BROADCAST, CC_INT64, 0, CC_DIRECT, 3, UINT64_MAX, 0, 0};
     cc__signature_text(&cast, text, sizeof text);
     CHECK(strstr(text, "broadcast") && strstr(text, "int64") && strstr(text, "root=3"));
     CHECK(strstr(text, "18446744073709551615"));
-    const cc__signature uneven = {CC_GATHER, CC_BOOL, 0, CC_DIRECT, 2, 40, 0x1234beef};
+    const cc__signature uneven = {CC_GATHER, CC_BOOL, 0, CC_DIRECT, 2, 40, 0x1234beef, CC__FINAL};
     cc__signature_text(&uneven, text, sizeof text);
-    CHECK(strcmp(text, "gather(bool, root=2, count=40, uneven beef, algorithm=direct)") == 0);
+    CHECK(strcmp(text, "gather(bool, root=2, count=40, uneven beef, algorithm=direct, no retry)") ==
+          0);
     for (int i = 0; i < 200000; i++) {
         cc__signature any = {(uint8_t)draw(),  (uint8_t)draw(), (uint8_t)draw(), (uint8_t)draw(),
-                             (uint32_t)draw(), draw(),          draw()};
+                             (uint32_t)draw(), draw(),          draw(),          (uint16_t)draw()};
         if (i % 2) any.kind %= 16;
         if (i % 3) any.dtype %= 16;
         size_t room = 1 + draw() % 130;

@@ -36,7 +36,7 @@ class Record:
     world: int
     cause: int
     lost: Peer | None
-    outcomes: dict[int, tuple[int, int]]
+    outcomes: dict[int, tuple[int, int, int]]  # committed, failed, posted by lane
     native: Any
     keep: tuple[Any, ...]
 
@@ -106,7 +106,7 @@ class World:
         min_size: int | None = None,
         lost: Peer | None = None,
         detail: str = "",
-        outcomes: dict[int, tuple[int, int]] | None = None,
+        outcomes: dict[int, tuple[int, int, int]] | None = None,
     ) -> Record:
         """Makes the next epoch's record. Ranks are the positions among `members` unless given."""
         before = self.records.get(self.epoch)
@@ -125,8 +125,9 @@ class World:
             entry.host = 1
             entry.address = peer.address.encode()
         lanes = ffi.new("cc_outcome[]", 16)
-        for entry, (lane, (committed, failed)) in zip(lanes, outcomes.items(), strict=False):
-            entry.lane, entry.committed, entry.failed = lane, committed, failed
+        for entry, (lane, marks) in zip(lanes, outcomes.items(), strict=False):
+            entry.lane = lane
+            entry.committed, entry.failed, entry.posted = marks
         said = ffi.new("char[]", detail.encode())
         native.group, native.epoch, native.cause = GROUP, self.epoch, cause
         native.world = len(members) if world is None else world
@@ -194,13 +195,20 @@ class World:
         old = self.record
         survivors = [peer for peer in old.members if peer.sealed]
         dead = [peer for peer in old.members if not peer.sealed]
-        outcomes: dict[int, tuple[int, int]] = {}
+        causes = [int(peer.report.cause) for peer in survivors]
+        cause = int(lib.CC_CAUSE_LOST if dead else lib.CC_CAUSE_LINK)
+        if lib.CC_CAUSE_MISMATCH in causes:
+            cause = int(lib.CC_CAUSE_MISMATCH)
+        elif lib.CC_CAUSE_DEADLINE in causes and not dead:
+            cause = int(lib.CC_CAUSE_DEADLINE)
+        outcomes: dict[int, tuple[int, int, int]] = {}
         for lane in {lane for peer in survivors for lane in peer.lanes}:
-            base = old.outcomes.get(lane, (0, 0))[1]
+            base = old.outcomes.get(lane, (0, 0, 0))[1]
             found = [peer.lanes.get(lane) for peer in survivors]
             done = min(base if lane is None else int(lane.done) for lane in found)
-            outcomes[lane] = done, max(int(lane.posted) for lane in found if lane is not None)
-        outcomes = {lane: (done, max(done, last)) for lane, (done, last) in outcomes.items()}
+            posted = max(done, *(int(lane.posted) for lane in found if lane is not None))
+            retry = cause in (lib.CC_CAUSE_LOST, lib.CC_CAUSE_LINK)
+            outcomes[lane] = done, done if retry else posted, posted
         boundary = max(int(peer.report.boundary) for peer in survivors)
         wants = [int(peer.report.wants) if peer.report.boundary else 0 for peer in survivors]
         if boundary and outcomes[0][0] >= boundary and any(wants):
@@ -212,9 +220,6 @@ class World:
             for peer in leaving:
                 lib.cc_expel(peer.context, GROUP, lib.CC_CLOSED, b"it has left")
             return record
-        causes = [int(peer.report.cause) for peer in survivors]
-        named = [c for c in causes if c in (lib.CC_CAUSE_MISMATCH, lib.CC_CAUSE_DEADLINE)]
-        cause = int(lib.CC_CAUSE_LOST if dead else named[0] if named else lib.CC_CAUSE_LINK)
         details = [text(peer.report.detail) for peer in survivors if peer.report.cause == cause]
         return self.write(
             survivors,
@@ -340,7 +345,7 @@ def prepare_joiner(
     others = world.peers
     if joiner not in others:  # a stranger to the world: it is stepped only here
         world.peers = [*others, joiner]
-    assert lib.cc_prepare(joiner.context, table, len(members)) == OK
+    assert lib.cc_prepare(joiner.context, joiner.index + 1, table, len(members)) == OK
     world.touch()
     world.run(lambda: joiner.prepared is not None)
     world.peers = others
