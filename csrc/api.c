@@ -181,23 +181,8 @@ cc_status cc_prepare(cc_context *context, uint32_t serial, const cc_member *memb
     cc__lock(context);
     cc_status status = context->closed ? CC_CLOSED : CC_OK;
     if (status == CC_OK) {
-        context->rehearsing = true;
-        context->prepared = CC_PENDING;
-        context->prepared_due = false;
-        context->prepared_peer = (cc_peer_id){0};
-        bool all_up = true;
-        for (uint32_t i = 0; i < count && status == CC_OK; i++) {
-            if (members[i].serial == serial) continue;
-            cc__link *link = cc__links_want(&context->links, &members[i], serial);
-            if (link == NULL) status = CC_NO_MEMORY;
-            all_up &= link && link->state == CC__LINK_UP;
-        }
-        if (all_up && status == CC_OK) {
-            context->prepared = CC_OK;
-            context->prepared_due = true;
-            cc__context_collect(context);
-        }
-        context->more = true;
+        status = cc__context_rehearse(context, serial, members, count);
+        cc__context_collect(context);
         cc__progress_kick(context);
     }
     cc__unlock(context);

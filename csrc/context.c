@@ -37,8 +37,31 @@ void cc__context_drop_strangers(cc_context *context) {
     }
 }
 
+cc_status cc__context_rehearse(cc_context *context, uint32_t serial, const cc_member *members,
+                               uint32_t count) {
+    context->rehearsing = true;
+    context->prepared = CC_PENDING;
+    context->prepared_due = false;
+    context->prepared_peer = (cc_peer_id){0};
+    context->more = true;
+    for (cc__link *link = context->links.first; link; link = link->next)
+        link->wanted = is_member(context, link); /* an earlier rehearsal may have wanted others */
+    bool all_up = true;
+    for (uint32_t i = 0; i < count; i++) {
+        if (members[i].serial == serial) continue;
+        cc__link *link = cc__links_want(&context->links, &members[i], serial);
+        if (link == NULL) return CC_NO_MEMORY;
+        all_up &= link->state == CC__LINK_UP;
+    }
+    if (all_up) {
+        context->prepared = CC_OK;
+        context->prepared_due = true;
+    }
+    return CC_OK;
+}
+
 /* A link of a rehearsal came up or failed. */
-static void rehearse(cc_context *context, const cc__link_event *event) {
+static void on_rehearsed(cc_context *context, const cc__link_event *event) {
     if (!context->rehearsing || context->prepared_due || context->prepared != CC_PENDING) return;
     if (event->kind == CC__LINK_LOST || event->kind == CC__LINK_EVIDENCE) {
         if (!event->link->wanted) return;
@@ -61,13 +84,13 @@ static void on_link_event(cc_context *context, const cc__link_event *event) {
     case CC__LINK_CONNECTED:
         for (uint32_t i = 0; i < context->n_groups; i++)
             cc__group_on_connected(context->groups[i], event->link);
-        rehearse(context, event);
+        on_rehearsed(context, event);
         break;
     case CC__LINK_LOST:
     case CC__LINK_EVIDENCE:
         for (uint32_t i = 0; i < context->n_groups; i++)
             cc__group_on_evidence(context->groups[i], event->link, event->evidence);
-        rehearse(context, event);
+        on_rehearsed(context, event);
         break;
     case CC__LINK_FRAME:
         group = cc__context_group(context, channel->frame.group, false);

@@ -53,6 +53,9 @@ cc__group *cc__context_group(cc_context *context, uint32_t id, bool create);
 /* Passes on what groups have left: finished operations, reports, readiness. */
 void cc__context_collect(cc_context *context);
 void cc__context_drop_strangers(cc_context *context);
+/* As cc_prepare. */
+cc_status cc__context_rehearse(cc_context *context, uint32_t serial, const cc_member *members,
+                               uint32_t count);
 bool cc__context_has_work(const cc_context *context);
 cc_status cc__context_next_event(cc_context *context, cc_event *out);
 

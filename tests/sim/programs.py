@@ -14,6 +14,8 @@ import numpy as np
 from values import DTYPES, FLOATS, INTEGERS, any_input, storage
 from world import US, Operation, Peer, World
 
+from collectives._core import lib
+
 __all__ = ["DTYPES", "FLOATS", "INTEGERS", "Runner", "Spec", "any_spec", "given", "post", "storage"]
 
 REDUCTIONS = ("all_reduce", "reduce", "reduce_scatter")
@@ -50,6 +52,7 @@ class Spec:
     in_place: bool = False
     seed: int = 0  # of the inputs
     uneven: bool = False
+    retry: bool = True
 
 
 def ops_of(dtype: str) -> tuple[str, ...]:
@@ -118,6 +121,8 @@ def _buffers(spec: Spec, peer: Peer, rank: int, world: int) -> tuple[np.ndarray,
 def post(peer: Peer, spec: Spec, world: int, rank: int, **options: int) -> Operation:
     """Posts it on one peer. Buffers that play no part at this rank are not passed."""
     settings: dict[str, object] = {"algorithm": spec.algorithm, "lane": spec.lane, **options}
+    if not spec.retry:
+        settings["flags"] = int(lib.CC_PRESERVE | lib.CC_NO_RETRY)
     if spec.kind in ("barrier", "boundary"):
         return peer.post(spec.kind, **settings)
     data, out = _buffers(spec, peer, rank, world)
@@ -152,6 +157,7 @@ def any_spec(rng: random.Random, world: int, **fixed: object) -> Spec:
         in_place=rng.random() < 0.5,
         seed=rng.randrange(2**32),
         uneven=kind in WITH_BLOCKS and rng.random() < 0.5,
+        retry=rng.random() < 0.8,
     )
     if kind == "barrier":
         spec = replace(spec, count=0, dtype="float32", in_place=False)

@@ -41,7 +41,7 @@ def test_a_boundary_without_wishes_changes_nothing() -> None:
             world.finish(row[1].values())
             assert check_outcomes(world, [row]) == [OK]
             for peer, old in zip(world.peers, before, strict=True):
-                assert peer.stats.sent_bytes - old <= 3 * 2 * 56, "votes, and perhaps a beat"
+                assert peer.stats.sent_bytes - old <= 3 * 2 * 64, "votes, and perhaps a beat"
                 assert not row[1][peer.index].info.changed
         assert world.epoch == 1
         go_on(world)
@@ -139,7 +139,6 @@ def test_a_death_at_every_moment_of_a_boundary(case: str) -> None:
     """Carried out or not, with or without the dead one: the same on all who live, and what the dead
     one was told is true. One member posts late, perhaps when the epoch is sealed already."""
     n, late = 3, 1
-    wishes = case != "nobody"
     leavers = [0] if case in ("leaver", "both") else []
     outcomes = set()
     for step in range(34):
@@ -155,18 +154,16 @@ def test_a_death_at_every_moment_of_a_boundary(case: str) -> None:
                 }
                 told = interrupted_boundary(world, ops, step, world.peers[victim], late)
                 joiners = world.peers[n:]
-                record = world.settle(joiners)
-                changed = record.cause == lib.CC_CAUSE_BOUNDARY
                 living = {i: op for i, op in ops.items() if world.peers[i].alive}
-                world.finish(living.values())
+                records = world.carry(living.values(), joiners)
+                changed = any(r.cause == lib.CC_CAUSE_BOUNDARY for r in records)
                 where = f"seed {world.seed}, victim {victim}, told {told}"
                 found = {(op.status, op.info.changed) for op in living.values()}
                 assert len(found) == 1, (where, found)
                 status, was_changed = found.pop()
                 outcomes.add((status, was_changed))
-                assert told in (PENDING, status), where
-                assert status in (OK, PEER_LOST), where
-                assert was_changed == (changed and status == OK), where
+                assert status == OK and told in (PENDING, OK), where
+                assert was_changed == changed, where
                 assert not (told == OK and changed), where
                 while not world.is_ready():
                     world.step()
@@ -174,10 +171,8 @@ def test_a_death_at_every_moment_of_a_boundary(case: str) -> None:
                         world.settle()
                 go_on(world)
                 assert set(joiners) <= set(world.members) or not changed
-    # Without a wish nobody who posted can tell whether the dead one was to change anything.
-    assert outcomes == ({(OK, 1), (PEER_LOST, 0)} if wishes else {(OK, 0), (PEER_LOST, 0)}) | (
-        {(OK, 0)} if case == "leaver" else set()
-    )
+    # One that begins again closes the hole that the death has left.
+    assert outcomes == {(OK, 1)} | ({(OK, 0)} if case in ("nobody", "leaver") else set())
 
 
 def interrupted_boundary(
@@ -322,8 +317,7 @@ def test_a_goodbye_of_someone_who_is_not_needed_disturbs_nobody() -> None:
         rows = [post_all(world, Spec("all_reduce", 500, in_place=True), others)]
         world.recover()
         world.finish(rows[0][1].values())
-        assert check_outcomes(world, rows) == [PEER_LOST]
-        assert "rank 0" in rows[0][1][1].message
+        assert check_outcomes(world, rows) == [OK]
         go_on(world)
 
 
@@ -342,7 +336,7 @@ def test_a_goodbye_of_someone_who_is_needed_loses_it_at_once() -> None:
             assert {p.evidence.get(0, GOODBYE) for p in others} == {GOODBYE}, f"seed {seed}"
             world.recover()
             world.finish(ops)
-            assert {op.status for op in ops} == {PEER_LOST} and all(op.intact for op in ops)
+            assert {op.status for op in ops} == {OK}
             go_on(world)
 
 

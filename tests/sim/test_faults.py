@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from programs import Spec
 from promises import SILENT, Row, check_outcomes, formed, go_on, post_all, steps_of
-from world import OK, PEER_LOST, World
+from world import OK, World
 
 from collectives._core import lib
 
@@ -26,7 +26,7 @@ def test_a_broken_link_between_live_peers(n: int) -> None:
         world = formed(SEED, n)
         return world, [post_all(world, spec)]
 
-    outcomes = set()
+    attempts: set[int] = set()
     for step in range(0, steps_of(prepare) + 2, n):
         world, rows = prepare()
         with world:
@@ -35,11 +35,12 @@ def test_a_broken_link_between_live_peers(n: int) -> None:
             world.break_link(world.peers[0], world.peers[1])
             record = world.recover()
             assert record.members == world.peers and record.cause == lib.CC_CAUSE_LINK
-            for op in rows[0][1].values():
-                assert op.status == OK or "connection" in op.message
-            outcomes.update(check_outcomes(world, rows))
+            world.finish(rows[0][1].values())
+            assert check_outcomes(world, rows) == [OK]
+            attempts |= {int(op.info.attempts) for op in rows[0][1].values()}
             go_on(world)
-    assert outcomes == {OK, PEER_LOST}
+    # Each end may seal for it: the other one's notice can come after the next epoch has begun.
+    assert 1 in attempts and attempts <= {1, 2, 3} and len(attempts) > 1
 
 
 def test_a_pause_below_the_limit_disturbs_nobody() -> None:
@@ -68,7 +69,7 @@ def test_a_pause_beyond_the_limit_is_silence() -> None:
             assert record.members == others
             assert 1.8e9 <= world.now_ns - before <= 2.6e9
             world.finish(rows[0][1][p.index] for p in others)
-            assert check_outcomes(world, rows) == [PEER_LOST]
+            assert check_outcomes(world, rows) == [OK]
             go_on(world)
             world.pause(sleeper, False)
             world.run_ms(50)
@@ -112,7 +113,7 @@ def test_a_cut_in_one_direction_is_silence_for_who_hears_nothing() -> None:
         assert record.cause == lib.CC_CAUSE_LINK and record.members == world.peers
         world.deliver(record)
         world.finish(rows[0][1].values())
-        assert check_outcomes(world, rows) == [PEER_LOST]
+        assert check_outcomes(world, rows) == [OK]
         go_on(world)
 
 
@@ -126,7 +127,7 @@ def test_a_member_that_dies_before_it_was_ever_connected() -> None:
             rows = [post_all(world, Spec("all_reduce", 20), world.alive)]
             world.recover()
             world.finish(rows[0][1].values())
-            assert check_outcomes(world, rows) == [PEER_LOST]
+            assert check_outcomes(world, rows) == [OK]
             go_on(world)
 
 
@@ -170,8 +171,9 @@ def test_a_deadline_that_passes_while_the_epoch_is_sealed() -> None:
         world.run_ms(1000)
         assert world.steps - before < 300, "a sealed peer has nothing to do but to beat"
         world.deliver(world.decide())
-        world.finish(ops)
-        assert {op.status for op in ops} == {PEER_LOST}
+        world.carry(ops)
+        # What was interrupted goes on among the survivors, but its own deadline has passed.
+        assert {op.status for op in ops} == {int(lib.CC_TIMED_OUT)}
         world.run(lambda: world.settled() or all(op.done for op in waiting))
         if not all(op.done for op in waiting):
             world.settle()

@@ -248,6 +248,25 @@ class World:
             if self.is_ready():
                 return record
 
+    def carry(
+        self,
+        operations: Iterable[Operation],
+        joiners: Sequence[Peer] = (),
+        limit_ms: int = 60_000,
+    ) -> list[Record]:
+        """Runs until all are complete, settling whatever is sealed meanwhile; returns the records
+        that came of it. What a failure interrupts begins again, so this may take several."""
+        left, records = list(operations), []
+
+        def complete() -> bool:
+            return all(op.done for op in left)
+
+        while not complete():
+            self.run(lambda: complete() or any(p.sealed for p in self.members), limit_ms)
+            if not complete():
+                records.append(self.settle(joiners, limit_ms))
+        return records
+
     def is_ready(self) -> bool:
         return all(peer.alive and peer.ready == self.epoch for peer in self.members)
 
