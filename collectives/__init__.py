@@ -30,6 +30,7 @@ from collectives.errors import (
 )
 from collectives.joining import connect
 from collectives.membership import Change, Member
+from collectives.operations import Premul, premul
 from collectives.work import Info, Work
 
 __version__ = "0.1.0"
@@ -51,6 +52,7 @@ __all__ = [
     "Mismatch",
     "OutcomeUnknown",
     "PeerLost",
+    "Premul",
     "ProtocolError",
     "Refused",
     "SystemFailure",
@@ -58,4 +60,5 @@ __all__ = [
     "Timeouts",
     "Work",
     "connect",
+    "premul",
 ]

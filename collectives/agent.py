@@ -317,7 +317,7 @@ class Agent:
             return
         self._preparing = message
         try:
-            self._core.prepare(self._resolved(message.members))
+            self._core.prepare(message.serial, self._resolved(message.members))
         except (OSError, ValueError, CollectivesError) as error:
             self._take_prepared(Prepared(False, NO_PEER, str(error)))
 

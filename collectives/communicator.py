@@ -11,30 +11,18 @@ import contextlib
 import threading
 import weakref
 from types import TracebackType
-from typing import Any
 
 from collectives import messages
-from collectives._core import ffi, lib
+from collectives._core import lib
 from collectives.agent import Agent
-from collectives.buffers import Buffer, buffer_of, check_output, new_like
-from collectives.core import Context, text
-from collectives.errors import Closed, CollectivesError, from_status
+from collectives.core import Context
+from collectives.errors import CollectivesError
 from collectives.membership import Change, Member
-from collectives.work import ALGORITHMS, SLICE_MS, Work, timeout_ms
-
-_OPS = {"sum": lib.CC_SUM, "avg": lib.CC_AVG, "min": lib.CC_MIN, "max": lib.CC_MAX}
-_KINDS = {
-    "all_reduce": lib.CC_ALL_REDUCE,
-    "broadcast": lib.CC_BROADCAST,
-    "all_gather": lib.CC_ALL_GATHER,
-    "barrier": lib.CC_BARRIER,
-    "admit": lib.CC_BOUNDARY,
-    "leave": lib.CC_BOUNDARY,
-}
-_MAX_UNPRUNED = 64
+from collectives.objects import ObjectOperations
+from collectives.work import Work
 
 
-class Communicator:
+class Communicator(ObjectOperations):
     """One peer's membership in one group; made by `connect`.
 
     Any thread may call it. The operations of one lane must be called in the same order on all
@@ -49,13 +37,8 @@ class Communicator:
     """
 
     def __init__(self, context: Context, agent: Agent, record: messages.Epoch, peer: bytes) -> None:
-        self._context = context
-        self._agent = agent
+        super().__init__(context, agent, record.group)
         self._id = peer
-        self._group = record.group
-        self._open: set[Work] = set()  # keeps buffers alive while the core may touch them
-        self._closed = False
-        self._orphans: list[Any] = []  # buffers of operations that lost their Work to a Ctrl-C
         self._lock = threading.Lock()
         self._boundary_work: Work | None = None  # whose change is not taken over yet
         self._settle(record)
@@ -136,7 +119,7 @@ class Communicator:
                 work.wait()
         self._catch_up()
         before = self._snapshot
-        handle = self._post(name, None, None, flags=flags, timeout=timeout, sync=True)
+        handle = self._post(name, None, None, {"timeout": timeout}, flags=flags, sync=True)
         work = self._work(handle, name, None, None)
         if not flags:
             self._boundary_work = work
@@ -150,222 +133,6 @@ class Communicator:
         joined = tuple(Member.of(m, True) for m in record.members if m.id not in old)
         left = tuple(Member.of(m, False) for m in before.members if m.id not in new)
         return Change(record.epoch, joined, left)
-
-    # ---- collectives ------------------------------------------------------------------------
-
-    def all_reduce(
-        self,
-        x: Any,
-        *,
-        op: str = "sum",
-        out: Any = None,
-        async_op: bool = False,
-        algorithm: str = "auto",
-        dtype: str | None = None,
-        lane: int = 0,
-        preserve: bool = True,
-        timeout: float | None = None,
-    ) -> Any:
-        """Combines the members' arrays element by element; all get the same bits.
-
-        Args:
-            x: numpy array or CPU torch tensor, of equal count and dtype on all members: float32,
-                float64, int32, int64, bfloat16. Strided input is copied.
-            op: ``"sum"``, ``"avg"`` (floating point; over the contributors), ``"min"``, ``"max"``.
-            out: where the result goes; None makes a new one. ``out=x`` is in place; any other
-                overlap is an error.
-            async_op: return a `Work` at once instead of the result.
-            algorithm: ``"auto"``, ``"ring"``, ``"recursive_doubling"``, ``"direct"``.
-            dtype: ``"bfloat16"`` if x is an array of uint16 that means that.
-            lane: 0 to 15; operations of one lane have one order, the same on all members.
-            preserve: in place only: keep the input until the outcome is decided. False saves the
-                copy, and leaves x undefined on failure.
-            timeout: the operation's own deadline in seconds: it fails on all members.
-
-        Raises:
-            TypeError, ValueError: wrong arguments; nothing was sent.
-            otherwise as `Work.wait`.
-        """
-        given = buffer_of(x, dtype)
-        target = self._target(given, x, out, dtype)
-        return self._run(
-            "all_reduce",
-            given,
-            target,
-            async_op,
-            op=_choice(_OPS, op, "op"),
-            algorithm=_choice(ALGORITHMS, algorithm, "algorithm"),
-            flags=lib.CC_PRESERVE if preserve else 0,
-            lane=lane,
-            timeout=timeout,
-        )
-
-    def broadcast(
-        self,
-        x: Any,
-        root: int = 0,
-        *,
-        out: Any = None,
-        async_op: bool = False,
-        algorithm: str = "auto",
-        dtype: str | None = None,
-        lane: int = 0,
-        timeout: float | None = None,
-    ) -> Any:
-        """Gives all members the root's array. On other members x tells count and dtype only.
-
-        Args: as `all_reduce`; `root` is a rank. ``out=x`` overwrites x with the root's; if the
-            operation fails, `out` is undefined on members other than the root.
-        """
-        given = buffer_of(x, dtype)
-        target = self._target(given, x, out, dtype)
-        if not isinstance(root, int) or not 0 <= root < self.size:
-            raise ValueError(f"root {root!r} is no rank of this group of {self._size}")
-        return self._run(
-            "broadcast",
-            given,
-            target,
-            async_op,
-            root=root,
-            algorithm=_choice(ALGORITHMS, algorithm, "algorithm"),
-            lane=lane,
-            timeout=timeout,
-        )
-
-    def all_gather(
-        self,
-        x: Any,
-        *,
-        out: Any = None,
-        async_op: bool = False,
-        algorithm: str = "auto",
-        dtype: str | None = None,
-        lane: int = 0,
-        timeout: float | None = None,
-    ) -> Any:
-        """Gives all members everybody's array, stacked: shape ``(size, *x.shape)``.
-
-        The row of a rank without a member is zeros; `Work.info.missing` names them.
-
-        Args: as `all_reduce`; `out` has size times as many elements as x, of the same dtype.
-        """
-        given = buffer_of(x, dtype)
-        rows = self.size
-        result = new_like(given, rows) if out is None else out
-        target = buffer_of(result, dtype, out=True)
-        check_output(given, target, rows)
-        return self._run(
-            "all_gather",
-            given,
-            target,
-            async_op,
-            algorithm=_choice(ALGORITHMS, algorithm, "algorithm"),
-            world=rows,
-            lane=lane,
-            timeout=timeout,
-        )
-
-    def barrier(
-        self, *, async_op: bool = False, lane: int = 0, timeout: float | None = None
-    ) -> Any:
-        """Returns when all members have called it. Result: None."""
-        return self._run("barrier", None, None, async_op, lane=lane, timeout=timeout)
-
-    # ---- how operations run -----------------------------------------------------------------
-
-    @staticmethod
-    def _target(given: Buffer, x: Any, out: Any, dtype: str | None) -> Buffer:
-        if out is None:
-            return buffer_of(new_like(given), dtype, out=True)
-        if out is x and given.keep is not x and not _same_memory(given, x, dtype):
-            raise ValueError("in place needs a contiguous array")
-        target = buffer_of(out, dtype, out=True)
-        check_output(given, target)
-        return target
-
-    def _run(
-        self, name: str, given: Buffer | None, target: Buffer | None, async_op: bool, **options: Any
-    ) -> Any:
-        handle = None
-        cc_wait, pending = lib.cc_wait, lib.CC_PENDING
-        _local.out[0] = ffi.NULL
-        try:
-            handle = self._post(name, given, target, sync=not async_op, **options)
-            if async_op:
-                return self._work(handle, name, given, target)
-            while (status := cc_wait(handle, SLICE_MS)) == pending:
-                pass
-        except BaseException:  # Ctrl-C: the operation goes on, and its buffers must live on
-            if handle is not None and not async_op:
-                self._work(handle, name, given, target)
-            elif _local.out[0]:
-                self._orphans.append((given, target))
-            raise
-        if status == lib.CC_OK:
-            lib.cc_work_free(handle)
-            return None if target is None else target.array
-        return self._work(handle, name, given, target).wait()  # raises
-
-    def _work(self, handle: Any, name: str, given: Buffer | None, target: Buffer | None) -> Work:
-        result = None if target is None else target.array
-        work = Work(handle, name, result, (given, target), self._open.discard)
-        self._open.add(work)
-        self._prune()
-        return work
-
-    def _post(
-        self,
-        name: str,
-        given: Buffer | None,
-        target: Buffer | None,
-        *,
-        sync: bool,
-        op: int = 0,
-        root: int = 0,
-        world: int = 0,
-        algorithm: int = 0,
-        flags: int = 0,
-        lane: int = 0,
-        timeout: float | None = None,
-    ) -> Any:
-        """Posts an operation and returns the core's handle on it."""
-        if not isinstance(lane, int) or not 0 <= lane < lib.CC_REPORT_LANES_MAX:
-            raise ValueError(f"lane must be 0 to {lib.CC_REPORT_LANES_MAX - 1}, not {lane!r}")
-        if self._closed:
-            raise self._why_closed()
-        local = _local
-        request = local.request
-        request.kind = _KINDS[name]
-        request.op, request.root, request.algorithm, request.lane = op, root, algorithm, lane
-        request.world = world
-        request.flags = flags if sync else flags | lib.CC_ASYNC
-        request.timeout_ms = timeout_ms(timeout)
-        if given is not None and target is not None:
-            request.dtype, request.count = given.code, given.count
-            request.__setattr__("in", given.pointer)
-            request.out = target.pointer
-        else:
-            request.dtype = request.count = 0
-        status = lib.cc_post(self._context.native, self._group, request, local.out, local.message)
-        if status != lib.CC_OK:
-            raise self._post_error(status, text(local.message))
-        return local.out[0]
-
-    def _prune(self) -> None:
-        """Forgets works that nobody waited for and that are complete, now and then."""
-        if len(self._open) > _MAX_UNPRUNED:
-            for work in list(self._open):
-                if work.done:
-                    self._open.discard(work)
-
-    def _post_error(self, status: int, message: str) -> Exception:
-        if status == lib.CC_CLOSED:
-            return self._why_closed()
-        return from_status(status, message)
-
-    def _why_closed(self) -> CollectivesError:
-        ended = self._agent.ended
-        return ended if ended is not None else Closed("the communicator is closed")
 
     # ---- the end ----------------------------------------------------------------------------
 
@@ -403,16 +170,6 @@ class Communicator:
         return f"<Communicator rank {self._rank} of {self._size}, {state}>"
 
 
-class _Local(threading.local):
-    """C memory that each thread uses again for every call."""
-
-    def __init__(self) -> None:
-        self.request = ffi.new("cc_request *")
-        self.out = ffi.new("cc_work **")
-        self.message = ffi.new("char[]", int(lib.CC_MESSAGE_MAX))
-
-
-_local = _Local()
 _live: weakref.WeakSet[Communicator] = weakref.WeakSet()
 
 
@@ -420,14 +177,3 @@ _live: weakref.WeakSet[Communicator] = weakref.WeakSet()
 def _close_all() -> None:
     for communicator in list(_live):
         communicator.close()
-
-
-def _choice(table: dict[str, int], value: str, what: str) -> int:
-    try:
-        return table[value]
-    except (KeyError, TypeError):
-        raise ValueError(f"{what} must be one of {', '.join(table)}, not {value!r}") from None
-
-
-def _same_memory(given: Buffer, x: Any, dtype: str | None) -> bool:
-    return bool(given.pointer == buffer_of(x, dtype, out=True).pointer)

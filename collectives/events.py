@@ -52,8 +52,8 @@ class Core(Protocol):
     def install(self, epoch: Epoch) -> None:
         """Installs a record; one that is not newer than the installed one is ignored."""
 
-    def prepare(self, members: Sequence[Member]) -> None:
-        """Starts a rehearsal; `Prepared` follows."""
+    def prepare(self, serial: int, members: Sequence[Member]) -> None:
+        """Starts the rehearsal of the joiner with this serial; `Prepared` follows."""
 
     def set_pending(self, joiners: int) -> None:
         """Tells how many joiners wait."""

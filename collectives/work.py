@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
 from collectives._core import ffi, lib
+from collectives.buffers import Buffer, Parts
 from collectives.core import text
 from collectives.errors import TimedOut, from_status
 
@@ -25,8 +27,9 @@ class Info:
         epoch: the epoch in which it was decided.
         contributors: how many members' inputs are in the result.
         attempts: how often it was begun.
-        algorithm: ``"ring"``, ``"recursive_doubling"`` or ``"direct"``.
+        algorithm: its name, as the argument of that name has it.
         missing: the ranks that had no member: their rows of an all_gather are zeros.
+        lost_time: seconds spent on attempts that a failure ended.
     """
 
     sequence: int
@@ -35,6 +38,7 @@ class Info:
     attempts: int
     algorithm: str
     missing: tuple[int, ...]
+    lost_time: float
 
 
 ALGORITHMS = {
@@ -42,6 +46,8 @@ ALGORITHMS = {
     "ring": lib.CC_RING,
     "recursive_doubling": lib.CC_RECURSIVE_DOUBLING,
     "direct": lib.CC_DIRECT,
+    "halving_doubling": lib.CC_HALVING_DOUBLING,
+    "tree": lib.CC_TREE,
 }
 _ALGORITHM_NAMES = {code: name for name, code in ALGORITHMS.items()}
 
@@ -53,16 +59,24 @@ class Work:
     is under way: the operation goes on, and its buffers stay alive until it is complete.
     """
 
-    __slots__ = ("__weakref__", "_finished", "_handle", "_keep", "_name", "_result")
+    __slots__ = (
+        *("__weakref__", "_finished", "_given", "_handle", "_name", "_target", "_undelivered"),
+    )
 
     def __init__(
-        self, handle: Any, name: str, result: Any, keep: Any, finished: Callable[[Work], None]
+        self,
+        handle: Any,
+        name: str,
+        given: Buffer | None,
+        target: Buffer | Parts | None,
+        finished: Callable[[Work], None],
     ) -> None:
         self._handle = ffi.gc(handle, lib.cc_work_free)
         self._name = name
-        self._result = result
-        self._keep = keep
+        self._given = given  # kept alive, as the core may read it
+        self._target = target
         self._finished = finished
+        self._undelivered = threading.Lock() if target is not None and target.is_copy else None
 
     @property
     def done(self) -> bool:
@@ -96,7 +110,7 @@ class Work:
     def _complete(self, status: int) -> Any:
         self._finished(self)
         if status == lib.CC_OK:
-            return self._result
+            return self._deliver()
         native = self._native_info()
         raise from_status(
             status,
@@ -105,6 +119,17 @@ class Work:
             rank=int(native.lost_rank),
             operation=self._name,
         )
+
+    def _deliver(self) -> Any:
+        if self._target is None:
+            return None
+        lock = self._undelivered
+        if lock is not None:
+            with lock:  # once, and before any waiter returns
+                if self._undelivered is not None:
+                    self._target.deliver()
+                    self._undelivered = None
+        return self._target.array
 
     def _native_info(self) -> Any:
         native = ffi.new("cc_info *")
@@ -130,6 +155,7 @@ class Work:
                 for bit in range(8)
                 if byte >> bit & 1
             ),
+            lost_time=native.lost_ns / 1e9,
         )
 
     @property

@@ -286,17 +286,6 @@ cc_status cc_post(cc_context *context, uint32_t group_id, const cc_request *requ
     return post_packed(context, group_id, request, NULL, 0, out, message);
 }
 
-static const char *bad_parts(const cc_request *request, const cc_part *parts, uint32_t n_parts) {
-    if (request->kind != CC_ALL_REDUCE) return "only all_reduce takes several arrays";
-    for (uint32_t i = 0; i < n_parts; i++) {
-        if (parts[i].count > 0 && (parts[i].in == NULL || parts[i].out == NULL))
-            return "the buffer of an array is missing";
-        if (request->op == CC_PREMUL_SUM && parts[i].in == parts[i].out)
-            return "premul_sum of several arrays cannot be in place";
-    }
-    return NULL;
-}
-
 cc_status cc_post_many(cc_context *context, uint32_t group_id, const cc_request *request,
                        const cc_part *parts, uint32_t n_parts, cc_work **out, char *message) {
     char scratch[CC_MESSAGE_MAX];
@@ -305,11 +294,8 @@ cc_status cc_post_many(cc_context *context, uint32_t group_id, const cc_request 
     *out = NULL;
     cc_request whole = *request;
     whole.count = 0;
-    const char *bad = bad_parts(request, parts, n_parts);
-    for (uint32_t i = 0; i < n_parts && !bad; i++) {
-        if (parts[i].count > UINT64_MAX - whole.count) bad = "count is too large";
-        whole.count += parts[i].count;
-    }
+    for (uint32_t i = 0; i < n_parts; i++) whole.count += parts[i].count;
+    const char *bad = cc__parts_fault(request, parts, n_parts);
     if (bad) return say(message, CC_INVALID, bad);
     cc_status status = check_request(&whole, message);
     if (status != CC_OK) return status;

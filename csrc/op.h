@@ -75,6 +75,15 @@ struct cc_work {
     cc__op *next_active, **active_link; /* the group's started, not yet done operations */
 };
 
+static inline bool cc__is_receive(const cc__move *move) {
+    return move->kind == CC__PLACE || move->kind == CC__REDUCE;
+}
+
+/* How much of a message travels in one frame. */
+static inline uint64_t cc__op_step(const cc__op *op, const cc__move *move) {
+    return op->plan.eager ? move->bytes : op->segment_bytes;
+}
+
 /* Copies the request. `pack` may be NULL; it becomes the operation's. NULL: no memory. */
 cc__op *cc__op_new(const cc_request *request, cc__pack *pack, uint32_t group, uint64_t sequence);
 void cc__op_unref(cc__op *op);

@@ -8,6 +8,65 @@
 
 #define STEP_BYTES (256u << 10) /* of one memcpy under the lock */
 
+/* ---- checks ------------------------------------------------------------------------------- */
+
+typedef struct span {
+    uintptr_t first, end;
+    bool is_output;
+} span;
+
+static int by_address(const void *left, const void *right) {
+    uintptr_t a = ((const span *)left)->first, b = ((const span *)right)->first;
+    return (a > b) - (a < b);
+}
+
+/* Whether no output overlaps with anything, but for its own input in place. */
+static bool outputs_are_apart(span *spans, size_t n) {
+    uintptr_t inputs_end = 0, outputs_end = 0;
+    qsort(spans, n, sizeof *spans, by_address);
+    for (size_t i = 0; i < n; i++) {
+        if (spans[i].first < outputs_end) return false;
+        if (spans[i].is_output && spans[i].first < inputs_end) return false;
+        uintptr_t *end = spans[i].is_output ? &outputs_end : &inputs_end;
+        if (spans[i].end > *end) *end = spans[i].end;
+    }
+    return true;
+}
+
+static const char *overlap_fault(const cc_part *parts, uint32_t n_parts, size_t element_bytes) {
+    size_t n = 0;
+    span *spans = malloc((2 * (size_t)n_parts + 1) * sizeof *spans);
+    if (spans == NULL) return "there is no memory to check so many arrays";
+    for (uint32_t i = 0; i < n_parts; i++) {
+        uintptr_t in = (uintptr_t)parts[i].in, out = (uintptr_t)parts[i].out;
+        size_t bytes = parts[i].count * element_bytes;
+        if (bytes == 0) continue;
+        spans[n++] = (span){out, out + bytes, true};
+        if (in != out) spans[n++] = (span){in, in + bytes, false};
+    }
+    bool apart = outputs_are_apart(spans, n);
+    free(spans);
+    return apart ? NULL : "outputs overlap each other or other inputs";
+}
+
+const char *cc__parts_fault(const cc_request *request, const cc_part *parts, uint32_t n_parts) {
+    size_t element_bytes = cc_dtype_bytes(request->dtype);
+    uint64_t left = element_bytes > 0 ? (UINT64_C(1) << 60) / element_bytes : 0;
+    if (request->kind != CC_ALL_REDUCE) return "only all_reduce takes several arrays";
+    if (element_bytes == 0) return "no such dtype";
+    for (uint32_t i = 0; i < n_parts; i++) {
+        if (parts[i].count > left) return "count is too large";
+        left -= parts[i].count;
+        if (parts[i].count > 0 && (parts[i].in == NULL || parts[i].out == NULL))
+            return "the buffer of an array is missing";
+        if (request->op == CC_PREMUL_SUM && parts[i].in == parts[i].out)
+            return "premul_sum of several arrays cannot be in place";
+    }
+    return overlap_fault(parts, n_parts, element_bytes);
+}
+
+/* ---- the copy ----------------------------------------------------------------------------- */
+
 /* An input that is scaled; a request for one array keeps its own output. */
 static cc_status open_scaled(cc__pack *pack, cc_request *request) {
     uint64_t count = cc__request_total(request, false);

@@ -18,6 +18,9 @@ typedef struct cc__pack {
     bool over_input; /* the request's own output lies over the input that was copied */
 } cc__pack;
 
+/* What is wrong with the parts of a cc_post_many, or NULL. */
+const char *cc__parts_fault(const cc_request *request, const cc_part *parts, uint32_t n_parts);
+
 /* Makes the copy and points the request to it. `parts` may be NULL: then the request's own input is
  * scaled. CC_NO_MEMORY: nothing is left to be closed. */
 cc_status cc__pack_open(cc__pack *pack, cc_request *request, const cc_part *parts,

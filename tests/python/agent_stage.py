@@ -58,8 +58,8 @@ class FakeCore:
     def install(self, epoch: m.Epoch) -> None:
         self.told.append(("install", epoch))
 
-    def prepare(self, members: Sequence[m.Member]) -> None:
-        self.told.append(("prepare", tuple(members)))
+    def prepare(self, serial: int, members: Sequence[m.Member]) -> None:
+        self.told.append(("prepare", (serial, tuple(members))))
         bad = a.Prepared(False, members[0].id, "refused")
         self.push(a.Prepared(True) if self.reachable else bad)
 

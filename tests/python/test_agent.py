@@ -90,7 +90,7 @@ def test_a_joiner_prepares_and_is_admitted(server: CoordinatorServer, peer: Make
     two.agent.wait_joined(WAIT_S)
     three = peer(server.url, "c")
     until(lambda: one.agent.pending == two.agent.pending == 1)
-    assert three.core.said("prepare") == [first.members]
+    assert three.core.said("prepare") == [(3, first.members)]
     with pytest.raises(e.TimedOut, match=r"not admitted .* admit\(\)"):
         three.agent.wait_joined(0)
     boundary = {"cause": m.Cause.BOUNDARY, "boundary": 1, "wants": m.WANT_JOIN}
@@ -100,7 +100,7 @@ def test_a_joiner_prepares_and_is_admitted(server: CoordinatorServer, peer: Make
     two.seal(lanes=lanes, **boundary)
     record = three.agent.wait_joined(WAIT_S)
     assert record.world == 3
-    assert record.lanes == (m.Outcome(0, 1, 1),)
+    assert record.lanes == (m.Outcome(0, 1, 1, 1),)
     until(lambda: one.agent.pending == 0 and one.epochs == [1, 2])
 
 

@@ -42,6 +42,7 @@ class World:
         self.to_peers: list[tuple[bytes, bytes]] = []
         self.broken: set[frozenset[bytes]] = set()
         self.faulty = True
+        self.begun_again = False
         self.records: dict[int, m.Epoch] = {}
         self.lineage: dict[int, int] = {}  # epoch -> the epoch that began its lineage
         self.outcomes: dict[tuple[int, int], str] = {}
@@ -71,6 +72,9 @@ class World:
                 assert lanes[lane.lane].committed >= lane.failed, "a lane went back"
 
     def outcome(self, epoch: int, sequence: int, what: str) -> None:
+        if what == "again":
+            self.begun_again = True
+            return
         key = (self.lineage[epoch], sequence)
         assert self.outcomes.setdefault(key, what) == what, (
             f"operation {sequence}: {what} here, {self.outcomes[key]} elsewhere"
@@ -219,7 +223,7 @@ class Peer:
     # ---- the core ----
 
     def install(self, record: m.Epoch) -> None:
-        lane = next((lane for lane in record.lanes if lane.lane == 0), m.Outcome(0, 0, 0))
+        lane = next((lane for lane in record.lanes if lane.lane == 0), m.Outcome(0, 0, 0, 0))
         assert any(member.id == self.id for member in record.members)
         if self.record is None:
             assert record.cause in (m.Cause.FORMED, m.Cause.BOUNDARY) or self.welcome is not None
@@ -230,19 +234,22 @@ class Peer:
             assert lane.committed >= self.committed, "what returned success is not committed"
             assert lane.committed <= max(self.done, self.floor), "committed what is not done here"
             for sequence in range(max(self.committed, self.floor) + 1, self.posted + 1):
-                if sequence > lane.committed:
+                if sequence > lane.failed:
+                    what = "again"
+                elif sequence > lane.committed:
                     what = "failed"
                 elif not is_boundary(sequence):
                     what = "ok"
                 else:
                     what = "changed" if record.cause is m.Cause.BOUNDARY else "same"
                 self.world.outcome(record.epoch, sequence, what)
-        assert self.posted <= lane.failed
+        assert self.posted <= lane.posted
         self.record, self.report = record, None
         self.evidence.clear()
-        self.wishes.clear()
         self.floor = lane.failed
-        self.done = max(self.done, self.floor) if self.id[0] % 2 else min(self.done, self.posted)
+        self.wishes = {at: wish for at, wish in self.wishes.items() if at > self.floor}
+        # What begins again is not done any more; some notice what is decided late.
+        self.done = self.floor if self.id[0] % 2 else min(self.done, self.floor)
         self.committed = max(self.committed, lane.committed)
         self.votes = {member.id: self.floor for member in record.members}
 
@@ -279,7 +286,9 @@ class Peer:
         if self.report is not None:
             return
         choice = world.rng.random()
-        if choice < 0.3:
+        if world.faulty and choice < 0.004:
+            self.seal(m.Cause.DEADLINE)
+        elif choice < 0.3:
             self.post()
         elif choice < 0.6:
             self.done = max(self.done, min(max(self.done, self.floor) + 1, self.posted))
@@ -436,6 +445,8 @@ def test_the_schedules_reach_what_they_are_for() -> None:
         seen |= set(world.outcomes.values())
         seen |= {peer.ended.split(":")[0] for peer in world.peers.values()}
         seen |= {"lineage"} if len(set(world.lineage.values())) > 1 else set()
+        seen |= {"again"} if world.begun_again else set()
         seen |= {"strike"} if any("twice" in p.ended for p in world.peers.values()) else set()
-    wanted = {"FORMED", "BOUNDARY", "LOST", "LINK", "ok", "failed", "same", "changed", "evicted"}
-    assert wanted | {"lineage", "strike"} <= seen, f"never seen: {wanted - seen}"
+    wanted = {"FORMED", "BOUNDARY", "LOST", "LINK", "DEADLINE"}
+    wanted |= {"ok", "failed", "again", "same", "changed", "evicted", "lineage", "strike"}
+    assert wanted <= seen, f"never seen: {wanted - seen}"

@@ -24,19 +24,22 @@ def report(done: int, *calls: int, boundary: int = 0, wants: int = 0) -> Report:
 def test_equal_calls_commit_as_far_as_all_are_done() -> None:
     reports = {b"a": report(2, 10, 20, 30), b"b": report(3, 10, 20, 30)}
     assert decide.mismatches(reports) == {}
-    assert decide.outcomes(reports, {}) == (Outcome(0, 2, 3),)
+    assert decide.outcomes(reports, {}, retry=False) == (Outcome(0, 2, 3, 3),)
+    assert decide.outcomes(reports, {}, retry=True) == (Outcome(0, 2, 2, 3),)
 
 
 def test_what_two_call_differently_is_not_committed_though_both_are_done() -> None:
     reports = {b"a": report(3, 10, 20, 30), b"b": report(3, 10, 99, 30)}
     assert decide.mismatches(reports) == {0: 2}
-    assert decide.outcomes(reports, {}) == (Outcome(0, 1, 3),)
+    assert decide.outcomes(reports, {}, retry=False) == (Outcome(0, 1, 3, 3),)
+    assert decide.outcomes(reports, {}, retry=True) == (Outcome(0, 1, 1, 3),)
 
 
 def test_an_operation_that_only_one_has_posted_is_no_mismatch() -> None:
     reports = {b"a": report(1, 10), b"b": report(1, 10, 20)}
     assert decide.mismatches(reports) == {}
-    assert decide.outcomes(reports, {}) == (Outcome(0, 1, 2),)
+    assert decide.outcomes(reports, {}, retry=False) == (Outcome(0, 1, 2, 2),)
+    assert decide.outcomes(reports, {}, retry=True) == (Outcome(0, 1, 1, 2),)
 
 
 def test_a_boundary_that_another_calls_a_barrier_is_not_carried_out() -> None:

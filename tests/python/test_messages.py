@@ -42,7 +42,7 @@ GOOD: list[m.Message] = [
     m.Refused("no"),
     m.Pending(1, 2),
     m.Seal(1, 2),
-    m.Epoch(1, 2, m.Cause.LOST, 4, 1, B, 3, MEMBERS, (m.Outcome(0, 4, 6),), "detail"),
+    m.Epoch(1, 2, m.Cause.LOST, 4, 1, B, 3, MEMBERS, (m.Outcome(0, 4, 6, 8),), "detail"),
     m.Evicted(1, 0, False, "gone"),
     m.Pong(),
 ]
@@ -201,7 +201,7 @@ def test_the_largest_record_fits() -> None:
         )
         for index in range(1, 1025)
     )
-    lanes = tuple(m.Outcome(lane, 2**64 - 1, 2**64 - 1) for lane in range(16))
+    lanes = tuple(m.Outcome(lane, 2**64 - 1, 2**64 - 1, 2**64 - 1) for lane in range(16))
     record = m.Epoch(1, 2, m.Cause.LOST, 1024, 1, A, 0, members, lanes, "x" * 255)
     assert m.decode(m.encode(record)) == record
     rejected({**plain(record), "members": plain(record)["members"] * 2})
