@@ -10,6 +10,8 @@
 #include "csrc/plan/plan.h"
 #include "tests/c/check.h"
 
+#include <string.h>
+
 #define MEMBERS 17
 #define POISON UINT64_C(0xdead5eedbad0c0de)
 
@@ -65,18 +67,35 @@ typedef struct progress {
 typedef struct member {
     cc__plan plan;
     uint64_t *area[3], elements[3];
-    uint32_t *readers; /* of each element of IN: moves that have yet to read it */
+    uint64_t *memory[3]; /* what was allocated */
+    int64_t shift;       /* in place: element i of OUT is element i + shift of IN */
+    uint64_t *before;    /* what OUT held at the start */
+    uint32_t *readers;   /* of each element of IN: moves that have yet to read it */
     progress *moves;
+    cc__block in_blocks[MEMBERS], out_blocks[MEMBERS];
 } member;
 
 typedef struct world {
     cc__plan_input input;
     member members[MEMBERS];
     int in_place;
-    uint64_t segment; /* elements */
+    uint64_t lengths[MEMBERS][MEMBERS]; /* elements of the block that a gives to b; of kinds in
+                                           which all know all blocks the first row counts */
+    uint64_t gaps[MEMBERS];             /* before each block: ranks without a member */
+    uint64_t segment;                   /* elements */
     item *items;
     uint32_t n_items;
 } world;
+
+static int has_blocks(cc_kind kind) {
+    return kind == CC_ALL_GATHER || kind == CC_GATHER || kind == CC_SCATTER ||
+           kind == CC_REDUCE_SCATTER || kind == CC_ALL_TO_ALL;
+}
+
+/* Elements of the block that `from` gives to `to`; with one list for all, of the block of `to`. */
+static uint64_t length_of(const world *w, uint32_t from, uint32_t to) {
+    return w->lengths[w->input.kind == CC_ALL_TO_ALL ? from : 0][to];
+}
 
 static void *allocate(size_t count, size_t bytes) {
     void *memory = calloc(count + 1, bytes);
@@ -105,9 +124,9 @@ static uint64_t read_element(world *w, member *m, cc__place place, uint64_t inde
 }
 
 static void write_element(world *w, member *m, cc__place place, uint64_t index, uint64_t value) {
-    uint64_t i = place.offset / w->input.element_bytes + index;
+    int64_t i = (int64_t)(place.offset / w->input.element_bytes + index) + m->shift;
     CHECK(place.area != CC__IN);
-    if (w->in_place && place.area == CC__OUT && i < m->elements[CC__IN]) {
+    if (w->in_place && place.area == CC__OUT && i >= 0 && i < (int64_t)m->elements[CC__IN]) {
         CHECK_EQ(m->readers[i], 0);
     }
     *element(w, m, place, index) = value;
@@ -182,7 +201,8 @@ static void arrive(world *w, const item *sent) {
 static void work(world *w, const item *now) {
     member *m = &w->members[now->member];
     const cc__move *move = &m->plan.moves[now->move];
-    int onto_itself = move->kind == CC__COPY && w->in_place && move->src.offset == move->dst.offset;
+    int onto_itself =
+        move->kind == CC__COPY && element(w, m, move->src, 0) == element(w, m, move->dst, 0);
     for (uint64_t i = now->segment * w->segment; i < segment_end(w, move, now->segment); i++) {
         uint64_t value = read_element(w, m, move->src, i);
         if (move->kind == CC__SEND) {
@@ -243,6 +263,54 @@ static void run(world *w, enum strategy strategy) {
     }
 }
 
+/* ---- geometry ------------------------------------------------------------------------------- */
+
+/* Fills in where a member's blocks lie, and returns the element at which its own begins. */
+static uint64_t place_blocks(const world *w, member *m, uint32_t me) {
+    uint64_t in = 0, out = 0, own = 0;
+    for (uint32_t b = 0; b < w->input.size; b++) {
+        uint64_t given = length_of(w, me, b), received = length_of(w, b, me);
+        in += w->gaps[b];
+        out += w->gaps[b];
+        own = b == me ? in : own;
+        m->in_blocks[b] = (cc__block){in * w->input.element_bytes, given * w->input.element_bytes};
+        m->out_blocks[b] =
+            (cc__block){out * w->input.element_bytes, received * w->input.element_bytes};
+        in += given;
+        out += received;
+    }
+    return has_blocks(w->input.kind) ? own : 0;
+}
+
+static uint64_t whole(const world *w, const cc__block *blocks) {
+    const cc__block *last = &blocks[w->input.size - 1];
+    return (last->offset + last->bytes) / w->input.element_bytes;
+}
+
+static uint64_t in_elements(const world *w, const member *m, uint32_t me) {
+    switch (w->input.kind) {
+    case CC_ALL_GATHER:
+    case CC_GATHER: return length_of(w, 0, me);
+    case CC_SCATTER: return me == w->input.root ? whole(w, m->in_blocks) : 0;
+    case CC_REDUCE_SCATTER:
+    case CC_ALL_TO_ALL: return whole(w, m->in_blocks);
+    case CC_BROADCAST: return me == w->input.root ? w->input.count : 0;
+    default: return w->input.count;
+    }
+}
+
+static uint64_t out_elements(const world *w, const member *m, uint32_t me) {
+    switch (w->input.kind) {
+    case CC_ALL_GATHER: return whole(w, m->in_blocks);
+    case CC_GATHER: return me == w->input.root ? whole(w, m->in_blocks) : 0;
+    case CC_SCATTER:
+    case CC_REDUCE_SCATTER: return length_of(w, 0, me);
+    case CC_ALL_TO_ALL: return whole(w, m->out_blocks);
+    case CC_REDUCE: return me == w->input.root ? w->input.count : 0;
+    default: return w->input.count;
+    }
+}
+
 /* ---- building a world, with the checks that need no execution -------------------------------- */
 
 static void match_messages(world *w) {
@@ -283,7 +351,8 @@ static void match_messages(world *w) {
         CHECK_EQ(w->members[a].plan.eager, w->members[0].plan.eager);
     }
     CHECK(!w->members[0].plan.eager || (most <= 1 && longest <= CC_EAGER_BYTES));
-    if (!(w->input.kind == CC_ALL_REDUCE && w->input.algorithm == CC_RING)) {
+    if (!has_blocks(w->input.kind) && w->input.algorithm != CC_RING &&
+        w->input.algorithm != CC_HALVING_DOUBLING) {
         CHECK(w->members[0].plan.eager || most > 1 || longest > CC_EAGER_BYTES);
     }
 }
@@ -296,34 +365,52 @@ static uint64_t input_of(uint32_t member, uint64_t index) {
 
 static void expect_reads(world *w, member *m, cc__place place, uint64_t length) {
     for (uint64_t i = 0; place.area == CC__IN && i < length; i++) {
-        CHECK(place.offset / w->input.element_bytes + i < w->input.count);
+        CHECK(place.offset / w->input.element_bytes + i < m->elements[CC__IN]);
         m->readers[place.offset / w->input.element_bytes + i]++;
     }
 }
 
-static void prepare(world *w, uint32_t rows) {
-    const uint64_t count = w->input.count;
+/* The memory of one member: IN, OUT (in place, the smaller one lies in the larger) and STAGE. */
+static void lay_out(world *w, member *m, uint32_t me) {
+    uint64_t own = place_blocks(w, m, me);
+    m->elements[CC__IN] = in_elements(w, m, me);
+    m->elements[CC__OUT] = out_elements(w, m, me);
+    m->elements[CC__STAGE] = m->plan.stage_bytes / w->input.element_bytes;
+    for (int area = 0; area < 3; area++) {
+        m->memory[area] = allocate(m->elements[area], sizeof(uint64_t));
+        m->area[area] = m->memory[area];
+    }
+    int aliased = w->in_place && m->elements[CC__IN] > 0 && m->elements[CC__OUT] > 0;
+    if (aliased && m->elements[CC__OUT] >= m->elements[CC__IN]) {
+        m->area[CC__IN] = m->area[CC__OUT] + own;
+        m->shift = -(int64_t)own;
+    } else if (aliased) {
+        m->area[CC__OUT] = m->area[CC__IN] + own;
+        m->shift = (int64_t)own;
+    } else {
+        m->shift = INT64_MIN / 2;
+    }
+    for (int area = 2; area >= 0; area--) {
+        for (uint64_t i = 0; i < m->elements[area]; i++) {
+            m->area[area][i] = area == CC__IN ? input_of(me, i) : POISON;
+        }
+    }
+    m->before = allocate(m->elements[CC__OUT], sizeof *m->before);
+    memcpy(m->before, m->area[CC__OUT], m->elements[CC__OUT] * sizeof *m->before);
+}
+
+static void prepare(world *w) {
     uint32_t all = 0;
     for (uint32_t a = 0; a < w->input.size; a++) {
         member *m = &w->members[a];
         w->input.me = a;
+        place_blocks(w, m, a);
+        w->input.blocks = m->in_blocks;
+        w->input.out_blocks = m->out_blocks;
         CHECK_EQ(cc__plan_build(&w->input, &m->plan), CC_OK);
         CHECK_EQ(m->plan.algorithm, w->input.algorithm);
-        m->elements[CC__IN] = count;
-        m->elements[CC__OUT] = w->input.kind == CC_ALL_GATHER ? rows * count : count;
-        m->elements[CC__STAGE] = m->plan.stage_bytes / w->input.element_bytes;
-        m->readers = allocate(count, sizeof *m->readers);
-        for (int area = 0; area < 3; area++) {
-            if (area == CC__OUT && w->in_place) {
-                continue;
-            }
-            uint64_t room = m->elements[area == CC__IN && w->in_place ? CC__OUT : area];
-            m->area[area] = allocate(room, sizeof(uint64_t));
-            for (uint64_t i = 0; i < room; i++) {
-                m->area[area][i] = area == CC__IN && i < count ? input_of(a, i) : POISON;
-            }
-        }
-        m->area[CC__OUT] = w->in_place ? m->area[CC__IN] : m->area[CC__OUT];
+        lay_out(w, m, a);
+        m->readers = allocate(m->elements[CC__IN], sizeof *m->readers);
         m->moves = allocate(m->plan.n_moves, sizeof *m->moves);
         for (uint32_t i = 0; i < m->plan.n_moves; i++) {
             const cc__move *move = &m->plan.moves[i];
@@ -360,9 +447,10 @@ static void discard(world *w) {
             free(m->moves[i].is_done);
             free(m->moves[i].payload);
         }
-        free(m->area[CC__IN]);
-        free(w->in_place ? NULL : m->area[CC__OUT]);
-        free(m->area[CC__STAGE]);
+        for (int area = 0; area < 3; area++) {
+            free(m->memory[area]);
+        }
+        free(m->before);
         free(m->readers);
         free(m->moves);
         cc__plan_free(&m->plan);

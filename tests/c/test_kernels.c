@@ -2,8 +2,8 @@
  *
  * Method: random bit patterns, rich in subnormals, infinities, NaNs with payloads, both zeros and
  * pairs of close exponents, go through both twins; each result must equal, bit by bit, a scalar
- * reference that gets there another way: float32 through float64, bfloat16 by choosing the nearer
- * of two candidates, minimum and maximum by comparisons. */
+ * reference that gets there another way: float32 through float64, the 16-bit types by choosing the
+ * nearer of two candidates, minimum and maximum by comparisons. */
 #include "csrc/kernels/kernels.h"
 #include "tests/c/check.h"
 
@@ -29,19 +29,29 @@ static uint64_t random_bits(void) { /* xorshift64* */
 
 /* ---- elements as bits ------------------------------------------------------------------------ */
 
-static const cc_dtype DTYPES[] = {CC_FLOAT32, CC_FLOAT64, CC_INT32, CC_INT64, CC_BFLOAT16};
+static const cc_dtype DTYPES[] = {CC_FLOAT32, CC_FLOAT64, CC_INT32, CC_INT64, CC_BFLOAT16,
+                                  CC_FLOAT16, CC_INT8,    CC_INT16, CC_UINT8, CC_UINT16,
+                                  CC_UINT32,  CC_UINT64,  CC_BOOL};
 #define N_DTYPES (sizeof DTYPES / sizeof *DTYPES)
 
+static int is_half(cc_dtype dtype) {
+    return dtype == CC_BFLOAT16 || dtype == CC_FLOAT16;
+}
+
 static int is_float(cc_dtype dtype) {
-    return dtype != CC_INT32 && dtype != CC_INT64;
+    return dtype == CC_FLOAT32 || dtype == CC_FLOAT64 || is_half(dtype);
+}
+
+static int is_signed(cc_dtype dtype) {
+    return dtype == CC_INT8 || dtype == CC_INT16 || dtype == CC_INT32 || dtype == CC_INT64;
 }
 
 static int exponent_shift(cc_dtype dtype) {
-    return dtype == CC_FLOAT32 ? 23 : dtype == CC_FLOAT64 ? 52 : 7;
+    return dtype == CC_FLOAT32 ? 23 : dtype == CC_FLOAT64 ? 52 : dtype == CC_FLOAT16 ? 10 : 7;
 }
 
 static uint64_t exponent_mask(cc_dtype dtype) {
-    return dtype == CC_FLOAT64 ? 0x7ff : 0xff;
+    return dtype == CC_FLOAT64 ? 0x7ff : dtype == CC_FLOAT16 ? 0x1f : 0xff;
 }
 
 static uint64_t load(const void *from, uint64_t index, cc_dtype dtype) {
@@ -82,10 +92,22 @@ static uint64_t random_element(cc_dtype dtype, uint64_t other) {
     }
 }
 
+static double value_of_float16(uint64_t bits) {
+    int exponent = (int)(bits >> 10 & 0x1f), fraction = (int)(bits & 0x3ff);
+    double value = exponent == 0   ? ldexp(fraction, -24)
+                   : exponent < 31 ? ldexp(1024 + fraction, exponent - 25)
+                   : fraction == 0 ? INFINITY
+                                   : NAN;
+    return bits & 0x8000 ? -value : value;
+}
+
 static double value_of(uint64_t bits, cc_dtype dtype) {
     double wide;
     float narrow;
     uint32_t low = (uint32_t)(dtype == CC_BFLOAT16 ? bits << 16 : bits);
+    if (dtype == CC_FLOAT16) {
+        return value_of_float16(bits);
+    }
     memcpy(&wide, &bits, 8);
     memcpy(&narrow, &low, 4);
     return dtype == CC_FLOAT64 ? wide : (double)narrow;
@@ -93,27 +115,29 @@ static double value_of(uint64_t bits, cc_dtype dtype) {
 
 /* ---- the reference --------------------------------------------------------------------------- */
 
-/* The bfloat16 nearest to a float32 value: of the two around it, the nearer, else the even one. */
-static uint64_t nearest_bfloat16(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    uint64_t below = bits >> 16; /* towards zero */
+/* The 16-bit number nearest to a float32: of the two around it, the nearer, else the even one. */
+static uint64_t nearest_half(float value, cc_dtype dtype) {
+    uint64_t infinite = exponent_mask(dtype) << exponent_shift(dtype), below = 0;
+    uint64_t sign = signbit(value) ? 0x8000 : 0;
+    double exact = fabs((double)value);
     if (isinf(value)) {
-        return below;
+        return sign | infinite;
     }
-    double low = fabs(value_of(below, CC_BFLOAT16)), exact = fabs((double)value);
-    double high = fabs(value_of(below + 1, CC_BFLOAT16));
-    high = isinf(high) ? 0x1p128 : high;
+    for (uint64_t step = 0x4000; step > 0; step /= 2) { /* the largest that is not above */
+        if (below + step < infinite && value_of(below + step, dtype) <= exact) {
+            below += step;
+        }
+    }
+    double low = value_of(below, dtype), high = value_of(below + 1, dtype);
+    high = isinf(high) ? (dtype == CC_FLOAT16 ? 0x1p16 : 0x1p128) : high;
     if (exact - low != high - exact) {
-        return exact - low < high - exact ? below : below + 1;
+        return sign | (exact - low < high - exact ? below : below + 1);
     }
-    return below + (below & 1);
+    return sign | (below + (below & 1));
 }
 
 static uint64_t canonical_nan(cc_dtype dtype) {
-    return dtype == CC_FLOAT32   ? UINT64_C(0x7fc00000)
-           : dtype == CC_FLOAT64 ? UINT64_C(0x7ff8000000000000)
-                                 : 0x7fc0;
+    return (2 * exponent_mask(dtype) + 1) << (exponent_shift(dtype) - 1);
 }
 
 static uint64_t bits_of(double value, cc_dtype dtype) { /* rounds */
@@ -122,22 +146,49 @@ static uint64_t bits_of(double value, cc_dtype dtype) { /* rounds */
     }
     uint64_t bits = 0;
     float narrow = (float)value;
-    if (dtype == CC_BFLOAT16) {
-        return nearest_bfloat16(narrow);
+    if (is_half(dtype)) {
+        return nearest_half(narrow, dtype);
     }
     memcpy(&bits, dtype == CC_FLOAT64 ? (void *)&value : (void *)&narrow, cc_dtype_bytes(dtype));
     return bits;
 }
 
+static uint64_t expected_integer(uint64_t a, uint64_t b, cc_dtype dtype, cc_op op) {
+    int shift = 64 - 8 * (int)cc_dtype_bytes(dtype);
+    int a_less = is_signed(dtype) ? (int64_t)(a << shift) < (int64_t)(b << shift) : a < b;
+    switch (op) {
+    case CC_SUM: return (a + b) & UINT64_MAX >> shift;
+    case CC_PROD: return (a * b) & UINT64_MAX >> shift;
+    case CC_BAND: return a & b;
+    case CC_BOR: return a | b;
+    case CC_BXOR: return a ^ b;
+    default: return (op == CC_MIN) == a_less ? a : b;
+    }
+}
+
+static uint64_t expected_bool(int a, int b, cc_op op) {
+    switch (op) {
+    case CC_SUM:
+    case CC_MAX:
+    case CC_BOR: return a || b;
+    case CC_BXOR: return a != b;
+    default: return a && b;
+    }
+}
+
 static uint64_t expected(uint64_t a, uint64_t b, cc_dtype dtype, cc_op op) {
+    if (dtype == CC_BOOL) {
+        return expected_bool(a != 0, b != 0, op);
+    }
     if (!is_float(dtype)) {
-        int shift = 64 - 8 * (int)cc_dtype_bytes(dtype);
-        int a_less = (int64_t)(a << shift) < (int64_t)(b << shift);
-        return op == CC_SUM ? (a + b) & UINT64_MAX >> shift : (op == CC_MIN) == a_less ? a : b;
+        return expected_integer(a, b, dtype, op);
     }
     volatile double x = value_of(a, dtype), y = value_of(b, dtype);
-    if (op == CC_SUM || op == CC_AVG) {
+    if (op == CC_SUM || op == CC_AVG || op == CC_PREMUL_SUM) {
         return bits_of(x + y, dtype);
+    }
+    if (op == CC_PROD) {
+        return bits_of(x * y, dtype);
     }
     if (isnan(x) || isnan(y)) {
         return canonical_nan(dtype);
@@ -193,7 +244,7 @@ static void reduce_once(cc_dtype dtype, cc_op op, uint64_t count, enum alias ali
 static void test_reduce(int portable) {
     cc__kernels_force_portable(portable);
     for (size_t d = 0; d < N_DTYPES; d++) {
-        for (int op = CC_SUM; op <= CC_MAX; op++) {
+        for (int op = CC_SUM; op <= CC_PREMUL_SUM; op++) {
             if (!cc__reduce_supports(DTYPES[d], (cc_op)op)) {
                 continue;
             }
@@ -221,13 +272,13 @@ static void test_divide(int portable) {
     for (size_t n = 0; n < sizeof DIVISORS / sizeof *DIVISORS; n++) {
         for (size_t d = 0; d < N_DTYPES; d++) {
             cc_dtype dtype = DTYPES[d];
-            uint64_t count = dtype == CC_BFLOAT16 ? 65536 : 16000; /* bfloat16: all there are */
+            uint64_t count = is_half(dtype) ? 65536 : 16000; /* of 16 bits: all there are */
             size_t offset = random_bits() % 33;
             if (!is_float(dtype)) {
                 continue;
             }
             for (uint64_t i = 0; i < count; i++) {
-                uint64_t bits = dtype == CC_BFLOAT16 ? i : random_element(dtype, random_bits());
+                uint64_t bits = is_half(dtype) ? i : random_element(dtype, random_bits());
                 store(values + offset, i, dtype, bits);
             }
             memcpy(original, values, sizeof values);
@@ -237,6 +288,35 @@ static void test_divide(int portable) {
                 CHECK_EQ(load(values + offset, i, dtype), bits_of(x / DIVISORS[n], dtype));
             }
             CHECK(memcmp(values, original, offset) == 0);
+        }
+    }
+    passed++;
+}
+
+/* Both twins, and the reference, in place and apart. */
+static void test_scale(int portable) {
+    static const double FACTORS[] = {1,     0.5,      -3,        1e-3, 1.0 / 3, 65504, 1e30,
+                                     1e-30, INFINITY, -INFINITY, NAN,  0,       -0.0,  1e300};
+    static char values[65536 * 2 + 64], apart[sizeof values];
+    cc__kernels_force_portable(portable);
+    for (size_t n = 0; n < sizeof FACTORS / sizeof *FACTORS; n++) {
+        for (size_t d = 0; d < N_DTYPES; d++) {
+            cc_dtype dtype = DTYPES[d];
+            uint64_t count = is_half(dtype) ? 65536 : 16000;
+            volatile double factor = dtype == CC_FLOAT64 ? FACTORS[n] : (float)FACTORS[n];
+            if (!is_float(dtype)) {
+                continue;
+            }
+            for (uint64_t i = 0; i < count; i++) {
+                store(values, i, dtype, is_half(dtype) ? i : random_element(dtype, random_bits()));
+            }
+            cc__scale(apart, values, count, dtype, FACTORS[n]);
+            for (uint64_t i = 0; i < count; i++) {
+                volatile double x = value_of(load(values, i, dtype), dtype);
+                CHECK_EQ(load(apart, i, dtype), bits_of(x * factor, dtype));
+            }
+            cc__scale(values, values, count, dtype, FACTORS[n]);
+            CHECK(memcmp(values, apart, count * cc_dtype_bytes(dtype)) == 0);
         }
     }
     passed++;
@@ -270,6 +350,21 @@ static void test_examples(int portable) {
         {CC_BFLOAT16, CC_SUM, 0x7f7f, 0x7f7f, 0x7f80},
         {CC_BFLOAT16, CC_SUM, 0x7fa5, 0x3f80, 0x7fc0},
         {CC_BFLOAT16, CC_MAX, 0x8000, 0x0000, 0x0000},
+        {CC_FLOAT16, CC_SUM, 0x3c00, 0x1000, 0x3c00}, /* 1 + 2^-11: a tie, to even */
+        {CC_FLOAT16, CC_SUM, 0x3c01, 0x1000, 0x3c02},
+        {CC_FLOAT16, CC_SUM, 0x7bff, 0x4bff, 0x7bff},  /* 65504 + 15.99 stays finite; */
+        {CC_FLOAT16, CC_SUM, 0x7bff, 0x4c00, 0x7c00},  /* + 16: a tie, to even */
+        {CC_FLOAT16, CC_PROD, 0x0400, 0x3800, 0x0200}, /* half the smallest normal number */
+        {CC_FLOAT16, CC_PROD, 0x0001, 0x3800, 0x0000}, /* half the smallest of all: to even */
+        {CC_FLOAT16, CC_MAX, 0xfe01, 0x3c00, 0x7e00},
+        {CC_UINT8, CC_SUM, 0xff, 2, 1},
+        {CC_INT8, CC_MIN, 0x80, 0x7f, 0x80},
+        {CC_UINT8, CC_MIN, 0x80, 0x7f, 0x7f},
+        {CC_INT16, CC_PROD, 0x0100, 0x0100, 0},
+        {CC_UINT64, CC_MAX, UINT64_MAX, 1, UINT64_MAX},
+        {CC_BOOL, CC_SUM, 2, 4, 1}, /* any but 0 is true */
+        {CC_BOOL, CC_BXOR, 2, 4, 0},
+        {CC_BOOL, CC_PROD, 2, 0, 0},
         {CC_INT32, CC_SUM, 0x7fffffff, 1, 0x80000000},
         {CC_INT32, CC_MIN, 0x80000000, 1, 0x80000000},
         {CC_INT64, CC_SUM, UINT64_MAX, 1, 0},
@@ -326,7 +421,7 @@ static void test_caller_mode(int portable) {
     cc__kernels_force_portable(portable);
     for (size_t m = 0; m < sizeof MODES / sizeof *MODES; m++) {
         for (size_t d = 0; d < N_DTYPES; d++) {
-            for (int op = CC_SUM; op <= CC_MAX; op++) {
+            for (int op = CC_SUM; op <= CC_PREMUL_SUM; op++) {
                 if (!cc__reduce_supports(DTYPES[d], (cc_op)op)) {
                     continue;
                 }
@@ -334,12 +429,14 @@ static void test_caller_mode(int portable) {
                 cc__reduce(plain, left, right, ELEMENTS, DTYPES[d], (cc_op)op);
                 if (op == CC_AVG) {
                     cc__divide(plain, ELEMENTS, DTYPES[d], 3);
+                    cc__scale(plain, plain, ELEMENTS, DTYPES[d], 0.3);
                 }
                 uint64_t usual = get_mode();
                 set_mode(MODES[m]);
                 cc__reduce(odd, left, right, ELEMENTS, DTYPES[d], (cc_op)op);
                 if (op == CC_AVG) {
                     cc__divide(odd, ELEMENTS, DTYPES[d], 3);
+                    cc__scale(odd, odd, ELEMENTS, DTYPES[d], 0.3);
                 }
                 uint64_t after = get_mode();
                 set_mode(usual);
@@ -352,10 +449,13 @@ static void test_caller_mode(int portable) {
 }
 
 static void test_supports(void) {
-    for (int dtype = -1; dtype < 9; dtype++) {
-        for (int op = -1; op < 9; op++) {
-            int valid = dtype >= CC_FLOAT32 && dtype <= CC_BFLOAT16 && op >= CC_SUM && op <= CC_MAX;
-            int want = valid && (op != CC_AVG || is_float((cc_dtype)dtype));
+    for (int dtype = -1; dtype < 16; dtype++) {
+        for (int op = -1; op < 12; op++) {
+            int valid = dtype >= CC_FLOAT32 && dtype <= CC_BOOL && op >= CC_SUM;
+            int real = valid && is_float((cc_dtype)dtype);
+            int of_floats = op == CC_AVG || op == CC_PREMUL_SUM;
+            int of_bits = op == CC_BAND || op == CC_BOR || op == CC_BXOR;
+            int want = valid && op <= CC_PREMUL_SUM && !(of_floats && !real) && !(of_bits && real);
             CHECK_EQ(cc__reduce_supports((cc_dtype)dtype, (cc_op)op), want);
         }
     }
@@ -372,6 +472,7 @@ int main(int argc, char **argv) {
         test_examples(portable);
         test_reduce(portable);
         test_divide(portable);
+        test_scale(portable);
         test_caller_mode(portable);
     }
     printf("test_kernels: %d passed, 0 failed\n", passed);

@@ -153,7 +153,7 @@ def test_interrupt_and_close_with_the_operation_open() -> None:
         waiter.call(close, limit=5)
         assert time.monotonic() - began < 3
         (name,) = {other.call(how_it_ends)}
-        assert name == "PeerLost"
+        assert name == "ok"  # over the one that is left
 
 
 def how_it_ends(worker: Worker) -> str:
@@ -243,7 +243,7 @@ def close_under_waiters(worker: Worker) -> list[str]:
 def test_close_wakes_all_who_wait() -> None:
     with Cluster(2, **SMALL) as group:
         assert group.peers[0].call(close_under_waiters) == ["Closed"] * 6
-        assert group.peers[1].call(how_it_ends) == "PeerLost"
+        assert group.peers[1].call(how_it_ends) == "ok"
 
 
 def with_statement(worker: Worker, url: str, fails: bool) -> str:

@@ -72,11 +72,9 @@ class World:
                 assert lanes[lane.lane].committed >= lane.failed, "a lane went back"
 
     def outcome(self, epoch: int, sequence: int, what: str) -> None:
-        if what == "again":
-            self.begun_again = True
-            return
+        self.begun_again |= what == "again"
         key = (self.lineage[epoch], sequence)
-        assert self.outcomes.setdefault(key, what) == what, (
+        assert what == "again" or self.outcomes.setdefault(key, what) == what, (
             f"operation {sequence}: {what} here, {self.outcomes[key]} elsewhere"
         )
 

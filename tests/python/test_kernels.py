@@ -16,10 +16,33 @@ from collectives._core import ffi, lib
 
 COUNT = 20_011
 
-FLOATS = {"float32": lib.CC_FLOAT32, "float64": lib.CC_FLOAT64, "bfloat16": lib.CC_BFLOAT16}
-INTEGERS = {"int32": lib.CC_INT32, "int64": lib.CC_INT64}
-OPS = {"sum": lib.CC_SUM, "avg": lib.CC_AVG, "min": lib.CC_MIN, "max": lib.CC_MAX}
-CANONICAL_NAN = {2: 0x7FC0, 4: 0x7FC00000, 8: 0x7FF8000000000000}
+FLOATS = {
+    name: getattr(lib, f"CC_{name.upper()}")
+    for name in ("float16", "float32", "float64", "bfloat16")
+}
+INTEGERS = {
+    name: getattr(lib, f"CC_{name.upper()}")
+    for name in (f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
+}
+OPS = {
+    name: getattr(lib, f"CC_{name.upper()}")
+    for name in ("sum", "avg", "min", "max", "prod", "band", "bor", "bxor")
+}
+CANONICAL_NAN = {
+    "float16": 0x7E00,
+    "bfloat16": 0x7FC0,
+    "float32": 0x7FC00000,
+    "float64": 0x7FF8000000000000,
+}
+_FUNCTIONS = {
+    "sum": np.add,
+    "prod": np.multiply,
+    "min": np.minimum,
+    "max": np.maximum,
+    "band": np.bitwise_and,
+    "bor": np.bitwise_or,
+    "bxor": np.bitwise_xor,
+}
 
 
 @pytest.fixture(params=["portable", "fastest"])
@@ -53,7 +76,9 @@ def random_pair(dtype: np.dtype[Any], seed: int) -> tuple[Any, Any]:
     left, right = raw[0].view(dtype), raw[1].view(dtype)
     near = bits(left) ^ (bits(right) >> (9 if dtype.itemsize > 2 else 6))
     right = np.where(np.arange(COUNT) % 2 == 0, bits(right), near).astype(near.dtype).view(dtype)
-    special = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1.0]) if dtype.kind != "i" else None
+    special = (
+        np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1.0]) if dtype.kind not in "iu" else None
+    )
     if special is not None:
         left[: 6 * 6] = np.repeat(special, 6).astype(dtype)
         right[: 6 * 6] = np.tile(special, 6).astype(dtype)
@@ -62,20 +87,20 @@ def random_pair(dtype: np.dtype[Any], seed: int) -> tuple[Any, Any]:
 
 def canonical(array: Array) -> Array:
     result = bits(array).copy()
-    result[np.isnan(array)] = CANONICAL_NAN[array.dtype.itemsize]
+    result[np.isnan(array)] = CANONICAL_NAN[array.dtype.name]
     floats: Array = result.view(array.dtype)
     return floats
 
 
 def expected(left: Any, right: Any, op: str) -> Array:
-    if left.dtype.kind == "i":
-        result: Array = {"sum": np.add, "min": np.minimum, "max": np.maximum}[op](left, right)
+    if left.dtype.kind in "iu":
+        result: Array = _FUNCTIONS[op](left, right)
         return result
     wide = np.float64 if left.dtype.itemsize == 8 else np.float32
     a, b = left.astype(wide), right.astype(wide)
     with np.errstate(all="ignore"):
-        if op in ("sum", "avg"):
-            return canonical((a + b).astype(left.dtype))
+        if op in ("sum", "avg", "prod"):
+            return canonical((a * b if op == "prod" else a + b).astype(left.dtype))
         chosen = (np.minimum if op == "min" else np.maximum)(a, b)
         chosen = chosen.astype(left.dtype)
     zeros = (a == 0) & (b == 0)
@@ -96,7 +121,7 @@ def reduce(dst: Any, left: Any, right: Any, dtype: int, op: str) -> None:
 @pytest.mark.parametrize("name", [*FLOATS, *INTEGERS])
 def test_reduce(name: str, op: str, seed: int) -> None:
     code = {**FLOATS, **INTEGERS}[name]
-    if op == "avg" and name in INTEGERS:
+    if (op == "avg" and name in INTEGERS) or (op in ("band", "bor", "bxor") and name in FLOATS):
         assert not lib.cc__reduce_supports(code, OPS[op])
         return
     left, right = random_pair(dtype_of(name), seed)

@@ -358,7 +358,7 @@ def test_the_coordinator_pauses_and_a_death_is_decided_when_it_is_back() -> None
         time.sleep(0.5)
         assert not any(call.over for call in calls)
         coordinator.process.send_signal(signal.SIGCONT)
-        assert [name for name, _ in results(calls, 10)] == ["PeerLost"] * 2
+        assert [name for name, _ in results(calls, 10)] == ["ok"] * 2
         assert group.each(one_sum, peers=group.peers[:2]) == [2, 2]
 
 
