@@ -114,7 +114,7 @@ class Communicator(ObjectOperations):
             self.close()
 
     def _boundary(self, name: str, flags: int, timeout: float | None) -> Change:
-        for work in list(self._open):
+        for work in [work for work in list(self._open) if not work.is_message]:
             with contextlib.suppress(CollectivesError):  # its own waiter is told
                 work.wait()
         self._catch_up()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from collectives._core import ffi, lib
 from collectives.buffers import Buffer, Parts, buffer_of, output_for
-from collectives.posting import Options, Posting, choice
+from collectives.posting import MessageOptions, Options, Posting, choice
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -269,6 +269,60 @@ class Operations(Posting):
         target = output_for(given, x, out, options.get("dtype"), shape)
         return self._run("all_to_all", given, target, options, **fields)
 
+    # ---- point to point --------------------------------------------------------------------------
+
+    def send(self, x: Any, to: int, *, tag: int = 0, **options: Unpack[MessageOptions]) -> Any:
+        """Sends an array to one member, and returns None once that has taken it with `recv`.
+
+        Messages are no part of the members' common order: any thread may send and receive at any
+        time, and a failure of other members does not disturb them. Those of one sender, receiver
+        and tag are received in the order in which they were sent, each of them once.
+
+        Args:
+            to: the receiver's rank.
+            tag: 0 to 2**31 - 1.
+
+        Raises:
+            PeerLost: the receiver died, was cut off or closed; it may have taken the message.
+            Mismatch: it asked for another dtype or count.
+            TimedOut: the deadline passed; it may have taken the message.
+        """
+        given = buffer_of(x, options.get("dtype"))
+        fields = {"root": self._peer(to), "tag": _tag(tag), "count": given.count}
+        return self._run("send", given, None, options, **fields)
+
+    def recv(
+        self,
+        out: Any,
+        source: int | None = None,
+        *,
+        tag: int = 0,
+        **options: Unpack[MessageOptions],
+    ) -> Any:
+        """Receives a message into `out`, which has the dtype and count that were sent, and returns
+        it. See `send`.
+
+        Args:
+            source: the sender's rank; None takes the first message of anyone, and
+                `Work.info.source` tells whose it was.
+
+        Raises:
+            PeerLost: the sender died, was cut off or closed. With None: nobody else is left.
+            Mismatch: the message is of another dtype or count; it is gone.
+            TimedOut: the deadline passed.
+        """
+        target = buffer_of(out, options.get("dtype"), out=True)
+        root = lib.CC_ANY_SOURCE if source is None else self._peer(source)
+        fields = {"root": root, "tag": _tag(tag), "count": target.count}
+        return self._run("recv", None, target, options, **fields)
+
+    def _peer(self, rank: int) -> int:
+        if not isinstance(rank, int) or not 0 <= rank < self.size:
+            raise ValueError(f"{rank!r} is no rank of this group of {self.size}")
+        if rank == self.rank:
+            raise ValueError("a peer cannot send to itself or receive from itself")
+        return rank
+
     # ---- geometry ------------------------------------------------------------------------------
 
     def _root(self, root: int) -> int:
@@ -325,6 +379,12 @@ class Operations(Posting):
         if not shape or shape[0] != total:
             raise ValueError(f"counts add up to {total}, but the array has shape {shape}")
         return (counts[rank], *shape[1:]), {"world": size, "counts": native}
+
+
+def _tag(tag: int) -> int:
+    if not isinstance(tag, int) or not 0 <= tag < lib.CC_TAGS:
+        raise ValueError(f"tag must be 0 to {lib.CC_TAGS - 1}, not {tag!r}")
+    return tag
 
 
 def _reduction(op: str | Premul, preserve: bool) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from collectives._core import ffi, lib
@@ -31,30 +32,42 @@ KINDS = {
 _MAX_UNPRUNED = 64
 
 
-class Options(TypedDict, total=False):
-    """What every collective takes besides its own arguments, by keyword.
+class MessageOptions(TypedDict, total=False):
+    """What send and recv take besides their own arguments, by keyword.
 
     Keys:
         async_op: return a `Work` at once instead of the result.
+        dtype: ``"bfloat16"`` if the array is of uint16 and means that.
+        timeout: the operation's own deadline in seconds.
+    """
+
+    async_op: bool
+    dtype: str | None
+    timeout: float | None
+
+
+class Options(MessageOptions, total=False):
+    """What every collective takes besides its own arguments, by keyword.
+
+    Keys:
+        async_op, dtype: as `MessageOptions`.
         algorithm: ``"auto"`` (default), ``"ring"``, ``"recursive_doubling"``, ``"direct"``,
             ``"halving_doubling"``, ``"tree"``; docs/algorithms.md says which one can do what.
-        dtype: ``"bfloat16"`` if the arrays are of uint16 and mean that.
         lane: 0 to 15; operations of one lane have one order, the same on all members.
         timeout: the operation's own deadline in seconds: it fails on all members.
         retry: False makes it fail with `PeerLost`, on all members, where it would otherwise begin
             again among the survivors. The same on all members.
     """
 
-    async_op: bool
     algorithm: str
-    dtype: str | None
     lane: int
-    timeout: float | None
     retry: bool
 
 
-_OPTIONS = frozenset(Options.__annotations__)
-_NONE: Options = {}
+_ANY_OPTIONS = frozenset({*MessageOptions.__annotations__, *Options.__annotations__})
+_OPTIONS = dict.fromkeys(KINDS, _ANY_OPTIONS)
+_OPTIONS["send"] = _OPTIONS["recv"] = frozenset(MessageOptions.__annotations__)
+_NONE: Mapping[str, Any] = {}
 
 
 def choice(table: dict[str, int], value: str, what: str) -> int:
@@ -81,7 +94,7 @@ class Posting:
         name: str,
         given: Buffer | None,
         target: Buffer | Parts | None,
-        options: Options = _NONE,
+        options: Mapping[str, Any] = _NONE,
         **fields: Any,
     ) -> Any:
         """Posts an operation; returns its result, or its Work if it is to be asynchronous."""
@@ -123,7 +136,7 @@ class Posting:
         name: str,
         given: Buffer | None,
         target: Buffer | Parts | None,
-        options: Options,
+        options: Mapping[str, Any],
         *,
         sync: bool,
         op: int = 0,
@@ -139,9 +152,8 @@ class Posting:
         """Posts an operation and returns the core's handle on it."""
         algorithm, lane, timeout, timed = lib.CC_AUTO, 0, None, -1
         if options:
-            if options.keys() - _OPTIONS:
-                unknown = min(options.keys() - _OPTIONS)
-                raise TypeError(f"{name}() got an unexpected keyword argument {unknown!r}")
+            if unknown := options.keys() - _OPTIONS[name]:
+                raise TypeError(f"{name}() got an unexpected keyword argument {min(unknown)!r}")
             algorithm = choice(ALGORITHMS, options.get("algorithm", "auto"), "algorithm")
             lane, timeout = options.get("lane", 0), options.get("timeout")
             timed = timeout_ms(timeout)

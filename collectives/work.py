@@ -29,6 +29,7 @@ class Info:
         attempts: how often it was begun.
         algorithm: its name, as the argument of that name has it.
         missing: the ranks that had no member: their rows of an all_gather are zeros.
+        source: of a recv: the sender's rank; otherwise None.
         lost_time: seconds spent on attempts that a failure ended.
     """
 
@@ -38,6 +39,7 @@ class Info:
     attempts: int
     algorithm: str
     missing: tuple[int, ...]
+    source: int | None
     lost_time: float
 
 
@@ -155,8 +157,14 @@ class Work:
                 for bit in range(8)
                 if byte >> bit & 1
             ),
+            source=int(native.source) if self._name == "recv" else None,
             lost_time=native.lost_ns / 1e9,
         )
+
+    @property
+    def is_message(self) -> bool:
+        """Whether it is a send or recv: no part of the members' common order."""
+        return self._name in ("send", "recv")
 
     @property
     def changed(self) -> bool:

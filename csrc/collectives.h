@@ -371,6 +371,7 @@ typedef struct cc_info {
     uint32_t contributors; /* members whose input counts in the result */
     uint32_t attempts;
     int64_t lost_ns;  /* spent on attempts that a failure ended */
+    uint32_t source;  /* CC_RECEIVE: the sender's rank */
     uint32_t changed; /* CC_BOUNDARY: nonzero if a new epoch was installed by it */
     cc_algorithm algorithm;
     cc_peer_id lost; /* CC_PEER_LOST: who */

@@ -19,7 +19,7 @@ cc__group *cc__context_group(cc_context *context, uint32_t id, bool create) {
 
 bool cc__context_has_work(const cc_context *context) {
     for (uint32_t i = 0; i < context->n_groups; i++)
-        if (context->groups[i]->n_open > 0) return true;
+        if (context->groups[i]->n_open + context->groups[i]->pairs.n_open > 0) return true;
     return false;
 }
 
@@ -109,8 +109,11 @@ static void on_link_event(cc_context *context, const cc__link_event *event) {
         break;
     case CC__LINK_SENT:
         if (event->owner) cc__op_sent(event->owner, event->move, event->bytes);
-        for (uint32_t i = 0; i < context->n_groups; i++)
-            for (cc__op *op = context->groups[i]->active; op; op = op->next_active) op->more = true;
+        for (uint32_t i = 0; i < context->n_groups; i++) {
+            const cc__group *any = context->groups[i];
+            for (cc__op *op = any->active; op; op = op->next_active) op->more = true;
+            for (cc__op *op = any->pairs.active; op; op = op->next_active) op->more = true;
+        }
         break;
     }
 }
@@ -139,7 +142,7 @@ void cc__context_collect(cc_context *context) {
     bool due = context->prepared_due;
     for (uint32_t i = 0; i < context->n_groups; i++) {
         const cc__group *group = context->groups[i];
-        finished += group->finished;
+        finished += group->finished + group->pairs.finished;
         due |= group->report_due || group->ready_due;
     }
     if (due) raise_event(context);

@@ -11,7 +11,7 @@ cc__group *cc__group_new(uint32_t id, cc__links *links) {
     if (group == NULL) return NULL;
     group->id = id;
     group->links = links;
-    group->deadline_ns = CC__NEVER;
+    group->deadline_ns = group->pairs.deadline_ns = CC__NEVER;
     return group;
 }
 
@@ -98,7 +98,7 @@ static void release_buffers(cc__group *group) {
     while (group->active) {
         cc__op *op = group->active;
         cc__links_release(group->links, op);
-        cc__lane_deactivate(op);
+        cc__op_delist(op);
     }
     for (uint32_t i = 0; i < CC_LANES_MAX; i++)
         if (group->lanes[i]) cc__links_release(group->links, group->lanes[i]);
@@ -222,6 +222,7 @@ static void hear_news(cc__group *group, uint32_t member) {
     const cc__link *link = group->member_links[member];
     const cc__news *news = cc__link_news(link, group->id);
     bool up = link->state == CC__LINK_UP; /* else it is greeted once it is up */
+    if (up && news->installed == group->epoch) cc__pair_greet(group, member);
     if (up && news->installed == group->epoch && !group->installed[member]) {
         group->installed[member] = true;
         if (++group->n_installed == group->size) group->ready_due = true;
@@ -270,6 +271,7 @@ cc_status cc__group_install(cc__group *group, const cc_epoch *record) {
         return status;
     }
     group->state = CC__GROUP_ACTIVE;
+    cc__pair_renew(group);
     if (group->size == 1) group->ready_due = true;
     for (uint32_t i = 0; i < CC_LANES_MAX; i++)
         if (group->lanes[i]) cc__lane_resume(group, group->lanes[i]);
@@ -288,6 +290,7 @@ void cc__group_end(cc__group *group, cc_status why, const char *message) {
     release_buffers(group);
     group->state = CC__GROUP_ENDED;
     group->end = why;
+    cc__pair_end(group, why, message);
     snprintf(group->end_message, sizeof group->end_message, "%s", message);
     for (uint32_t i = 0; i < CC_LANES_MAX; i++) {
         cc__lane *lane = group->lanes[i];
@@ -325,7 +328,8 @@ static bool still_needed(const cc__group *group, uint32_t member) {
 
 void cc__group_on_evidence(cc__group *group, cc__link *link, cc_evidence_kind evidence) {
     int64_t member = cc__group_member(group, link);
-    if (member < 0) return;
+    if (member < 0 || group->state == CC__GROUP_ENDED) return;
+    if (evidence == CC_EVIDENCE_GOODBYE) cc__pair_gone(group, &link->id);
     if (evidence == CC_EVIDENCE_GOODBYE && group->state == CC__GROUP_ACTIVE &&
         !still_needed(group, (uint32_t)member)) {
         group->gone[member] = true; /* an orderly end disturbs nobody who needs nothing of it */
@@ -336,8 +340,10 @@ void cc__group_on_evidence(cc__group *group, cc__link *link, cc_evidence_kind ev
 
 void cc__group_on_frame(cc__group *group, cc__link *link, const cc__frame *frame) {
     int64_t found = cc__group_member(group, link);
-    if (found < 0 || frame->epoch != group->epoch) return;
+    if (found < 0 || group->state == CC__GROUP_ENDED) return;
     uint32_t member = (uint32_t)found;
+    if (cc__pair_is_frame(frame)) cc__pair_on_frame(group, member, frame);
+    if (frame->epoch != group->epoch) return;
     switch (frame->type) {
     case CC__INSTALLED:
     case CC__ABORT: hear_news(group, member); break;
@@ -354,7 +360,7 @@ void cc__group_on_frame(cc__group *group, cc__link *link, const cc__frame *frame
 /* ---- progress ----------------------------------------------------------------------------- */
 
 bool cc__group_pump(cc__group *group) {
-    bool more = false;
+    bool more = group->pairs.active && cc__pair_pump(group);
     cc__op *op = group->active;
     while (op) {
         cc__op *next = op->next_active;
@@ -364,7 +370,7 @@ bool cc__group_pump(cc__group *group) {
         }
         if (op->done) {
             cc__lane *lane = group->lanes[op->request.lane];
-            cc__lane_deactivate(op);
+            cc__op_delist(op);
             cc__lane_advance(group, lane);
             next = group->active; /* anything may have completed */
         }
@@ -373,7 +379,7 @@ bool cc__group_pump(cc__group *group) {
     return more;
 }
 
-int64_t cc__group_tick(cc__group *group, int64_t now) {
+static int64_t tick_lanes(cc__group *group, int64_t now) {
     if (group->state != CC__GROUP_ACTIVE) return CC__NEVER;
     if (now < group->deadline_ns) return group->deadline_ns;
     group->deadline_ns = CC__NEVER;
@@ -395,4 +401,9 @@ int64_t cc__group_tick(cc__group *group, int64_t now) {
         }
     }
     return group->deadline_ns;
+}
+
+int64_t cc__group_tick(cc__group *group, int64_t now) {
+    int64_t lanes = tick_lanes(group, now), pairs = cc__pair_tick(group, now);
+    return lanes < pairs ? lanes : pairs;
 }

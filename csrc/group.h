@@ -7,7 +7,7 @@
 #define CC_GROUP_H
 
 #include "csrc/agree/commit.h"
-#include "csrc/op.h"
+#include "csrc/pair.h"
 
 typedef enum cc__group_state {
     CC__GROUP_JOINING = 0, /* no epoch yet */
@@ -54,7 +54,7 @@ typedef struct cc__lane {
     uint32_t n_open;
 } cc__lane;
 
-typedef struct cc__group {
+struct cc__group {
     uint32_t id;
     cc__links *links;
     cc__group_state state;
@@ -83,7 +83,9 @@ typedef struct cc__group {
     uint64_t finished; /* operations that completed */
     uint32_t n_open;
     int64_t deadline_ns; /* no operation's deadline is earlier */
-} cc__group;
+
+    cc__pairs pairs;
+};
 
 cc__group *cc__group_new(uint32_t id, cc__links *links);
 void cc__group_free(cc__group *group);
@@ -150,8 +152,6 @@ bool cc__lane_same_blocks(cc__group *group, cc__lane *lane, uint32_t member, uin
                           uint64_t expects);
 bool cc__lane_may_send(cc__group *group, cc__lane *lane, const cc__op *op, uint32_t member);
 void cc__lane_send_ready(cc__group *group, const cc__op *op, uint32_t member);
-void cc__lane_activate(cc__group *group, cc__op *op);
-void cc__lane_deactivate(cc__op *op);
 void cc__lane_complete(cc__group *group, cc__lane *lane, cc__op *op, cc_status status,
                        const char *message);
 /* Completes an operation that the last record says has failed. */

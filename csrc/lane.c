@@ -77,24 +77,9 @@ const cc__notice *cc__lane_notice(const cc__lane *lane, uint32_t member, uint64_
 
 /* ---- completion --------------------------------------------------------------------------- */
 
-void cc__lane_deactivate(cc__op *op) {
-    if (op->active_link == NULL) return;
-    *op->active_link = op->next_active;
-    if (op->next_active) op->next_active->active_link = op->active_link;
-    op->active_link = NULL;
-}
-
-void cc__lane_activate(cc__group *group, cc__op *op) {
-    cc__op **last = &group->active; /* older operations come first */
-    while (*last) last = &(*last)->next_active;
-    op->next_active = NULL;
-    op->active_link = last;
-    *last = op;
-}
-
 void cc__lane_complete(cc__group *group, cc__lane *lane, cc__op *op, cc_status status,
                        const char *message) {
-    cc__lane_deactivate(op);
+    cc__op_delist(op);
     lane->ops[op->sequence % CC_INFLIGHT_MAX] = NULL;
     lane->n_open--;
     group->n_open--;

@@ -27,6 +27,10 @@ static uint8_t *eager_slot(cc__group *group, cc__lane *lane, uint32_t member,
 void cc__group_on_want(cc__group *group, cc__channel *channel) {
     const cc__frame *frame = &channel->frame;
     int64_t member = cc__group_member(group, channel->link);
+    if (member >= 0 && group->state != CC__GROUP_ENDED && cc__pair_is_frame(frame)) {
+        cc__pair_on_want(group, (uint32_t)member, channel);
+        return;
+    }
     bool current = group->state == CC__GROUP_ACTIVE && frame->epoch == group->epoch;
     cc__lane *lane =
         member >= 0 && current ? cc__lane_of_frame(group, (uint32_t)member, frame) : NULL;
@@ -73,6 +77,10 @@ static bool take_early(cc__group *group, cc__lane *lane, cc__op *op, uint32_t me
 void cc__group_on_payload(cc__group *group, cc__channel *channel) {
     const cc__frame *frame = &channel->frame;
     int64_t member = cc__group_member(group, channel->link);
+    if (member >= 0 && group->state != CC__GROUP_ENDED && cc__pair_is_frame(frame)) {
+        cc__pair_on_payload(group, (uint32_t)member, channel);
+        return;
+    }
     cc__lane *lane = group->lanes[frame->lane];
     if (member < 0 || group->state != CC__GROUP_ACTIVE || lane == NULL ||
         frame->epoch != group->epoch)
@@ -163,7 +171,7 @@ static void start(cc__group *group, cc__lane *lane, cc__op *op) {
         cc__group_seal(group, CC_CAUSE_DEADLINE, NULL, 0, "a peer ran out of memory");
         return;
     }
-    cc__lane_activate(group, op);
+    cc__op_append(&group->active, op);
     for (uint32_t i = 0; i < size; i++) {
         if (i == group->me) continue;
         cc__lane_send_ready(group, op, i);
@@ -238,6 +246,8 @@ cc_status cc__group_post(cc__group *group, const cc_request *request, cc__pack *
         snprintf(message, CC_MESSAGE_MAX, "this peer is no member of the group yet");
         return CC_INVALID;
     }
+    if (cc__kind_traits(request->kind) & CC__PAIRWISE)
+        return cc__pair_post(group, request, now, out, message);
     cc_status status = check_for_group(group, request, pack, message);
     if (status != CC_OK) return status;
     cc__lane *lane = cc__lane_get(group, request->lane);

@@ -164,8 +164,47 @@ cc_status cc__op_start(cc__op *op, uint32_t size, uint32_t me, const uint32_t *r
         return status;
     }
     if (size != world) note_missing(op, size, ranks[me], ranks, world);
+    op->carrier = op->plan.eager ? CC__EAGER : CC__DATA;
     op->started = true;
     return CC_OK;
+}
+
+cc_status cc__op_start_message(cc__op *op, uint32_t segment_bytes) {
+    bool sends = op->request.kind == CC_SEND;
+    op->segment_bytes = segment_bytes;
+    op->carrier = CC__PIECE;
+    cc__plan_add(&op->plan, (cc__move){.kind = sends ? CC__SEND : CC__PLACE,
+                                       .after = -1,
+                                       .bytes = op->request.count * op->element_bytes,
+                                       .src = {CC__IN, 0},
+                                       .dst = {CC__OUT, 0}});
+    if (op->plan.n_moves != 1 || allocate(op, 1) != CC_OK) {
+        free_parts(op);
+        return CC_NO_MEMORY;
+    }
+    op->clear[0] = op->started = op->more = true;
+    return CC_OK;
+}
+
+/* ---- lists -------------------------------------------------------------------------------- */
+
+void cc__op_enlist(cc__op **list, cc__op *op) {
+    op->next_active = *list;
+    op->active_link = list;
+    if (*list) (*list)->active_link = &op->next_active;
+    *list = op;
+}
+
+void cc__op_append(cc__op **list, cc__op *op) {
+    while (*list) list = &(*list)->next_active;
+    cc__op_enlist(list, op);
+}
+
+void cc__op_delist(cc__op *op) {
+    if (op->active_link == NULL) return;
+    *op->active_link = op->next_active;
+    if (op->next_active) op->next_active->active_link = op->active_link;
+    op->active_link = NULL;
 }
 
 bool cc__op_announces_to(const cc__op *op, uint32_t member) {

@@ -35,6 +35,7 @@ typedef struct cc__move_state {
 #define CC__TRAFFIC_FROM 2u
 
 typedef cc_work cc__op;
+struct cc__pair;
 
 struct cc_work {
     /* what was asked for */
@@ -45,7 +46,8 @@ struct cc_work {
     uint32_t group;
     uint64_t sequence;
     int64_t deadline_ns;
-    uint32_t wishes; /* CC_BOUNDARY: CC_WANT_* */
+    uint32_t wishes;       /* CC_BOUNDARY: CC_WANT_* */
+    struct cc__pair *pair; /* SEND, RECEIVE: with whom; NULL: with anyone */
 
     /* how it goes, from cc__op_start on */
     bool started, done;
@@ -54,6 +56,7 @@ struct cc_work {
                               CC__NO_RANK: it was interrupted and must not begin again */
     int64_t begun_ns;      /* this attempt */
     uint64_t epoch;
+    cc__frame_type carrier; /* of its data */
     cc__plan plan;
     cc__move_state *states;
     uint8_t *segments; /* all moves' */
@@ -72,7 +75,7 @@ struct cc_work {
     int *notify_fds; /* to be written to */
     uint32_t n_notify;
     cc_info info;
-    cc__op *next_active, **active_link; /* the group's started, not yet done operations */
+    cc__op *next_active, **active_link; /* the list that it is in, if any */
 };
 
 static inline bool cc__is_receive(const cc__move *move) {
@@ -92,6 +95,14 @@ void cc__op_unref(cc__op *op);
  * operation not started. */
 cc_status cc__op_start(cc__op *op, uint32_t size, uint32_t me, const uint32_t *ranks,
                        uint32_t world, uint32_t segment_bytes);
+
+/* As cc__op_start, for a SEND or RECEIVE: one move, to or from member 0 of those that pump names. */
+cc_status cc__op_start_message(cc__op *op, uint32_t segment_bytes);
+
+/* An operation is in one list at most: at its head, at its end, or in none. */
+void cc__op_enlist(cc__op **list, cc__op *op);
+void cc__op_append(cc__op **list, cc__op *op);
+void cc__op_delist(cc__op *op);
 
 /* Whether a member has to hear that this operation was posted, by a frame of its own: it is a
  * neighbour in the plan, and no eager data tells it anyway. Neighbours in either direction, so that

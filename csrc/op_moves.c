@@ -147,7 +147,7 @@ static void pump_send(cc__op *op, uint32_t index, cc__links *links, cc__link *co
             return;
         }
         cc__frame frame = {
-            .type = op->plan.eager ? CC__EAGER : CC__DATA,
+            .type = (uint8_t)op->carrier,
             .lane = (uint8_t)op->request.lane,
             .slot = (uint16_t)move->slot,
             .group = op->group,

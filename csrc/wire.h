@@ -19,6 +19,11 @@ typedef enum cc__frame_type {
     CC__VOTE,      /* I am done with all operations of this lane up to this one */
     CC__ABORT,     /* I have sealed this epoch; payload: cc__abort_payload */
     CC__BYE,       /* I close */
+    CC__OFFER,     /* point to point: I have a message for you; with its data, if that is short */
+    CC__ACCEPT,    /* its data may come */
+    CC__TAKEN,     /* I have it, or do not want it */
+    CC__CANCEL,    /* I give it up: answer TAKEN */
+    CC__PIECE,     /* its data, on a bulk stream */
 } cc__frame_type;
 
 #define CC__FINAL 1u /* it is not begun again after a failure */
@@ -40,7 +45,7 @@ int cc__signature_equal(const cc__signature *a, const cc__signature *b);
 /* "all_reduce(float32, sum, count=12)" to `out`. Any bytes are fine: it may come off the wire. */
 void cc__signature_text(const cc__signature *signature, char *out, size_t size);
 
-/* Stream 0 carries every type but DATA, a bulk stream carries DATA alone. */
+/* Stream 0 carries every type but DATA and PIECE, a bulk stream carries those alone. */
 typedef struct cc__frame {
     uint8_t type; /* cc__frame_type */
     uint8_t lane;
@@ -48,8 +53,9 @@ typedef struct cc__frame {
     uint32_t group;
     uint32_t length; /* bytes of payload behind the header */
     uint64_t epoch;
-    uint64_t sequence; /* the operation; VOTE: the watermark */
-    uint64_t offset;   /* EAGER, DATA: of the payload in its message; VOTE: a boundary's wishes */
+    uint64_t sequence; /* the operation, or message; VOTE: the watermark */
+    uint64_t offset;   /* EAGER, DATA, PIECE: of the payload in its message; VOTE: a boundary's
+                          wishes; TAKEN: a cc_status */
     cc__signature signature; /* READY, EAGER, DATA, VOTE: of the operation that `sequence` names */
 } cc__frame;
 

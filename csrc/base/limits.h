@@ -14,6 +14,9 @@
 #define CC_EAGER_SLOTS 8u     /* operations a peer may be ahead with eager data, per lane */
 #define CC_CONTROL_QUEUE_BYTES (4u << 20) /* unsent bytes on one stream 0 before the link breaks */
 #define CC_HALF_OPEN_MAX 256u             /* connections whose handshake is not over */
+#define CC_PAIR_WINDOW 256u               /* messages to one peer that it has not taken */
+#define CC_PAIR_INLINE_MAX 8u             /* of these, sent along with their offer */
+#define CC_MESSAGES_MAX 1024u             /* sends and receives open at once in one group */
 #define CC_NOTICES_MAX 128u /* operations of one lane that a peer can be told of in advance */
 #define CC_LINKS_MAX 2048u  /* of one context */
 

@@ -26,9 +26,19 @@ static const struct {
     int bulk;
     uint32_t least, most; /* of the payload; UINT32_MAX: a segment */
 } ALLOWED[] = {
-    {CC__BEAT, 0, 0, 0}, {CC__INSTALLED, 0, 0, 0},     {CC__READY, 0, 0, 0},
-    {CC__VOTE, 0, 0, 0}, {CC__EAGER, 0, 1, 16384},     {CC__ABORT, 0, 24, 24},
-    {CC__BYE, 0, 0, 0},  {CC__DATA, 1, 1, UINT32_MAX},
+    {CC__BEAT, 0, 0, 0},
+    {CC__INSTALLED, 0, 0, 0},
+    {CC__READY, 0, 0, 0},
+    {CC__VOTE, 0, 0, 0},
+    {CC__EAGER, 0, 1, 16384},
+    {CC__ABORT, 0, 24, 24},
+    {CC__BYE, 0, 0, 0},
+    {CC__DATA, 1, 1, UINT32_MAX},
+    {CC__OFFER, 0, 0, 16384},
+    {CC__ACCEPT, 0, 0, 0},
+    {CC__TAKEN, 0, 0, 0},
+    {CC__CANCEL, 0, 0, 0},
+    {CC__PIECE, 1, 1, UINT32_MAX},
 };
 #define N_ALLOWED (sizeof ALLOWED / sizeof ALLOWED[0])
 

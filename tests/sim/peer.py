@@ -133,12 +133,13 @@ class Peer:
         counts: Sequence[int] | None = None,
         receive_counts: Sequence[int] | None = None,
         factor: float = 1,
+        tag: int = 0,
     ) -> Operation:
         request = ffi.new("cc_request *")
         request.kind, request.op, request.root = KINDS[kind], OPS[op], root
         request.algorithm, request.lane = ALGORITHMS[algorithm], lane
         request.flags, request.timeout_ms = flags, timeout_ms
-        request.factor = factor
+        request.factor, request.tag = factor, tag
         some = given if given is not None else out
         if some is not None:
             request.dtype = DTYPES[dtype or some.dtype.name]
@@ -147,6 +148,8 @@ class Peer:
             request.__setattr__("in", ffi.from_buffer(given) if given.size else ffi.NULL)
         elif count is not None:
             request.count = count
+        elif kind == "receive" and out is not None:
+            request.count = out.size
         if out is not None:
             rows = out.size // max(1, request.count)  # of an all_gather
             request.world = rows if world is None else world

@@ -1,0 +1,437 @@
+/* Messages that are posted, and how they end. */
+#include "csrc/pair_internal.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- what there is ------------------------------------------------------------------------ */
+
+static cc__pair *find(const cc__group *group, const cc_peer_id *id) {
+    for (cc__pair *pair = group->pairs.first; pair; pair = pair->next)
+        if (memcmp(pair->id.bytes, id->bytes, sizeof id->bytes) == 0) return pair;
+    return NULL;
+}
+
+static void forget(cc__group *group, cc__pair *pair, cc__incoming *incoming) {
+    cc__links_release(group->links, incoming);
+    pair->in[incoming->sequence % CC_PAIR_WINDOW] = NULL;
+    pair->n_stored -= incoming->payload != NULL;
+    pair->n_in--;
+    free(incoming->payload);
+    free(incoming);
+}
+
+/* A long message goes on, from its beginning, once it is offered again. */
+static void stop_incoming(cc__group *group, cc__incoming *incoming) {
+    incoming->is_offered = false;
+    if (incoming->op == NULL || !incoming->op->started) return;
+    cc__op_delist(incoming->op);
+    cc__op_rewind(incoming->op, group->links);
+}
+
+/* The connection is a new one: what was under way begins again, in both directions. */
+static void start_over(cc__group *group, cc__pair *pair) {
+    pair->nonce = pair->link->nonce;
+    pair->n_inline = 0;
+    for (uint32_t slot = 0; slot < CC_PAIR_WINDOW; slot++) {
+        cc__outgoing *outgoing = &pair->out[slot];
+        cc__incoming *incoming = pair->in[slot];
+        if (incoming && !incoming->is_complete)
+            forget(group, pair, incoming);
+        else if (incoming && !incoming->is_whole)
+            stop_incoming(group, incoming);
+        outgoing->offered = outgoing->is_inline = false;
+        if (outgoing->op == NULL || !outgoing->op->started) continue;
+        cc__op_delist(outgoing->op);
+        cc__op_rewind(outgoing->op, group->links);
+    }
+}
+
+cc__pair *cc__pair_get(cc__group *group, uint32_t member, bool make) {
+    cc__pair *pair = find(group, &group->members[member].id);
+    bool is_new = pair && pair->link->state == CC__LINK_UP && pair->nonce != pair->link->nonce;
+    if (is_new) start_over(group, pair);
+    if (pair || !make) return pair;
+    pair = calloc(1, sizeof *pair);
+    if (pair == NULL) return NULL;
+    pair->id = group->members[member].id;
+    pair->rank = group->ranks[member];
+    pair->link = group->member_links[member];
+    pair->nonce = pair->link->nonce;
+    pair->greeted = group->installed[member];
+    pair->next = group->pairs.first;
+    group->pairs.first = pair;
+    return pair;
+}
+
+cc__outgoing *cc__pair_outgoing(cc__pair *pair, uint64_t sequence) {
+    cc__outgoing *outgoing = &pair->out[sequence % CC_PAIR_WINDOW];
+    return sequence > 0 && outgoing->sequence == sequence ? outgoing : NULL;
+}
+
+cc__incoming *cc__pair_incoming(const cc__pair *pair, uint64_t sequence) {
+    cc__incoming *incoming = pair->in[sequence % CC_PAIR_WINDOW];
+    return incoming && incoming->sequence == sequence ? incoming : NULL;
+}
+
+/* ---- how they end ------------------------------------------------------------------------- */
+
+void cc__pair_complete(cc__group *group, cc__op *op, cc_status status, const char *message) {
+    cc__op_abandon(op, group->links, false);
+    op->contributors = 2;
+    group->pairs.n_open--;
+    group->pairs.finished++;
+    cc__op_finish(op, status, message);
+}
+
+void cc__pair_settle(cc__group *group, cc__pair *pair, cc__incoming *incoming, cc_status status) {
+    uint64_t sequence = incoming->sequence;
+    pair->settled[sequence % CC_PAIR_WINDOW] = (cc__settled){sequence, status};
+    forget(group, pair, incoming);
+    cc__pair_send(group, pair, CC__TAKEN, sequence, (uint64_t)status);
+}
+
+/* Ends everything with one peer. */
+static void end_pair(cc__group *group, cc__pair *pair, cc_status why, const char *message) {
+    for (uint32_t slot = 0; slot < CC_PAIR_WINDOW; slot++) {
+        cc__op *ops[2] = {pair->out[slot].op, pair->in[slot] ? pair->in[slot]->op : NULL};
+        if (pair->in[slot]) forget(group, pair, pair->in[slot]);
+        for (int i = 0; i < 2; i++) {
+            if (ops[i] == NULL) continue;
+            ops[i]->info.lost = pair->id;
+            ops[i]->info.lost_rank = pair->rank;
+            cc__op_delist(ops[i]);
+            cc__pair_complete(group, ops[i], why, message);
+        }
+    }
+    for (cc__op *op = group->pairs.receives, *next; op; op = next) {
+        next = op->next_active;
+        if (op->pair != pair) continue;
+        op->info.lost = pair->id;
+        op->info.lost_rank = pair->rank;
+        cc__op_delist(op);
+        cc__pair_complete(group, op, why, message);
+    }
+    cc__pair **at = &group->pairs.first;
+    while (*at != pair) at = &(*at)->next;
+    *at = pair->next;
+    free(pair);
+}
+
+static void lose(cc__group *group, cc__pair *pair) {
+    char message[CC_MESSAGE_MAX];
+    for (uint32_t slot = 0; slot < CC_PAIR_WINDOW; slot++) {
+        cc__op *op = pair->in[slot] ? pair->in[slot]->op : NULL;
+        if (op == NULL || op->request.root != CC_ANY_SOURCE) continue;
+        forget(group, pair, pair->in[slot]);
+        cc__pair_receive_again(group, op);
+    }
+    snprintf(message, sizeof message,
+             "the peer of rank %u was lost; whether it has what was sent to it is unknown",
+             pair->rank);
+    end_pair(group, pair, CC_PEER_LOST, message);
+}
+
+void cc__pair_gone(cc__group *group, const cc_peer_id *id) {
+    cc__pair *pair = find(group, id);
+    if (pair) lose(group, pair);
+}
+
+void cc__pair_renew(cc__group *group) {
+    for (cc__pair *pair = group->pairs.first, *next; pair; pair = next) {
+        next = pair->next;
+        uint32_t member = 0;
+        while (member < group->size &&
+               memcmp(group->members[member].id.bytes, pair->id.bytes, sizeof pair->id.bytes) != 0)
+            member++;
+        if (member == group->size) {
+            lose(group, pair);
+            continue;
+        }
+        pair->link = group->member_links[member];
+        pair->rank = group->ranks[member];
+        pair->greeted = false;
+    }
+    for (cc__op *op; group->size == 1 && (op = group->pairs.receives) != NULL;) {
+        cc__op_delist(op);
+        cc__pair_complete(group, op, CC_PEER_LOST, "no other member is left to receive from");
+    }
+}
+
+void cc__pair_end(cc__group *group, cc_status why, const char *message) {
+    while (group->pairs.first) end_pair(group, group->pairs.first, why, message);
+    for (cc__op *op; (op = group->pairs.receives) != NULL;) {
+        cc__op_delist(op);
+        cc__pair_complete(group, op, why, message);
+    }
+}
+
+/* ---- offers ------------------------------------------------------------------------------- */
+
+void cc__pair_send(cc__group *group, cc__pair *pair, cc__frame_type type, uint64_t sequence,
+                   uint64_t status) {
+    cc__frame frame = {
+        .type = (uint8_t)type, .group = group->id, .sequence = sequence, .offset = status};
+    cc__links_send(group->links, pair->link, &frame, NULL);
+}
+
+static void offer(cc__group *group, cc__pair *pair, cc__outgoing *outgoing) {
+    bool is_current = pair->greeted && pair->nonce == pair->link->nonce;
+    if (!is_current || pair->link->state != CC__LINK_UP) return; /* later, by greet */
+    outgoing->offered = true;
+    if (outgoing->op == NULL) {
+        cc__pair_send(group, pair, CC__CANCEL, outgoing->sequence, 0);
+        return;
+    }
+    const cc_request *request = &outgoing->op->request;
+    uint64_t bytes = request->count * outgoing->op->element_bytes;
+    outgoing->is_inline =
+        bytes > 0 && bytes <= CC_EAGER_BYTES && pair->n_inline < CC_PAIR_INLINE_MAX;
+    pair->n_inline += outgoing->is_inline;
+    cc__frame frame = {
+        .type = CC__OFFER,
+        .group = group->id,
+        .length = outgoing->is_inline ? (uint32_t)bytes : 0,
+        .sequence = outgoing->sequence,
+        .signature = {.kind = CC_SEND,
+                      .dtype = (uint8_t)request->dtype,
+                      .root = request->tag,
+                      .count = request->count},
+    };
+    cc__links_send(group->links, pair->link, &frame, request->in);
+}
+
+void cc__pair_greet(cc__group *group, uint32_t member) {
+    cc__pair *pair = cc__pair_get(group, member, false);
+    if (pair == NULL) return;
+    pair->greeted = true;
+    uint64_t oldest = pair->sent > CC_PAIR_WINDOW ? pair->sent - CC_PAIR_WINDOW + 1 : 1;
+    for (uint64_t sequence = oldest; sequence <= pair->sent; sequence++) {
+        cc__outgoing *outgoing = cc__pair_outgoing(pair, sequence);
+        if (outgoing && !outgoing->offered) offer(group, pair, outgoing);
+    }
+}
+
+/* ---- matching ----------------------------------------------------------------------------- */
+
+bool cc__pair_matches(const cc__pair *pair, const cc__incoming *incoming, const cc__op *op) {
+    return incoming->is_complete && incoming->op == NULL &&
+           (op->pair == NULL || op->pair == pair) && op->request.tag == incoming->signature.root;
+}
+
+cc_status cc__pair_move(cc__group *group, cc__op *op) {
+    op->begun_ns = cc__now(&group->links->clock);
+    cc_status status = cc__op_start_message(op, group->links->segment_bytes);
+    if (status == CC_OK) cc__op_append(&group->pairs.active, op);
+    return status;
+}
+
+static bool same_length(const cc__incoming *incoming, const cc__op *op, uint32_t rank,
+                        char *message) {
+    const cc__signature *sent = &incoming->signature;
+    if (sent->dtype == (uint8_t)op->request.dtype && sent->count == op->request.count) return true;
+    char theirs[96], ours[96];
+    cc__signature_text(sent, theirs, sizeof theirs);
+    cc__signature_text(&op->signature, ours, sizeof ours);
+    snprintf(message, CC_MESSAGE_MAX, "rank %u called %s with tag %u, this peer %s", rank, theirs,
+             op->request.tag, ours);
+    return false;
+}
+
+void cc__pair_take(cc__group *group, cc__pair *pair, cc__incoming *incoming, cc__op *op) {
+    char message[CC_MESSAGE_MAX] = "";
+    op->sequence = op->info.sequence = incoming->sequence;
+    op->info.source = pair->rank;
+    if (!same_length(incoming, op, pair->rank, message)) {
+        cc__pair_settle(group, pair, incoming, CC_MISMATCH);
+        cc__pair_complete(group, op, CC_MISMATCH, message);
+    } else if (incoming->is_whole) {
+        if (incoming->payload) memcpy(op->request.out, incoming->payload, incoming->bytes);
+        cc__pair_settle(group, pair, incoming, CC_OK);
+        cc__pair_complete(group, op, CC_OK, "");
+    } else if (!incoming->is_offered) {
+        incoming->op = op;
+    } else if (cc__pair_move(group, op) != CC_OK) {
+        cc__pair_settle(group, pair, incoming, CC_NO_MEMORY);
+        cc__pair_complete(group, op, CC_NO_MEMORY, "out of memory");
+    } else {
+        incoming->op = op;
+        cc__pair_send(group, pair, CC__ACCEPT, incoming->sequence, 0);
+    }
+}
+
+/* The first offer, in the order of arrival, that a receive may take. */
+static cc__incoming *first_match(const cc__group *group, const cc__op *op, cc__pair **found) {
+    cc__incoming *first = NULL;
+    for (cc__pair *pair = group->pairs.first; pair; pair = pair->next) {
+        for (uint32_t slot = 0; slot < CC_PAIR_WINDOW && pair->n_in > 0; slot++) {
+            cc__incoming *incoming = pair->in[slot];
+            if (incoming == NULL || !cc__pair_matches(pair, incoming, op)) continue;
+            if (first && incoming->arrival > first->arrival) continue;
+            first = incoming;
+            *found = pair;
+        }
+    }
+    return first;
+}
+
+void cc__pair_receive_again(cc__group *group, cc__op *op) {
+    cc__pair *from = NULL;
+    cc__op_delist(op);
+    cc__op_rewind(op, group->links);
+    if (op->request.root == CC_ANY_SOURCE) op->pair = NULL;
+    cc__incoming *incoming = first_match(group, op, &from);
+    if (incoming == NULL) {
+        cc__op_enlist(&group->pairs.receives, op);
+        return;
+    }
+    op->pair = from;
+    cc__pair_take(group, from, incoming, op);
+}
+
+/* ---- posting ------------------------------------------------------------------------------ */
+
+static cc_status check(const cc__group *group, const cc_request *request, char *message) {
+    bool sends = request->kind == CC_SEND, any = !sends && request->root == CC_ANY_SOURCE;
+    const char *why = NULL;
+    if (!any && request->root >= group->world) {
+        snprintf(message, CC_MESSAGE_MAX, "%u is no rank of this group of %u", request->root,
+                 group->world);
+        return CC_INVALID;
+    }
+    if (!any && request->root == group->ranks[group->me])
+        why = "a peer cannot send to itself or receive from itself";
+    else if (request->count > 0 && (sends ? request->in == NULL : request->out == NULL))
+        why = "the buffer is missing";
+    if (why == NULL) return CC_OK;
+    snprintf(message, CC_MESSAGE_MAX, "%s", why);
+    return CC_INVALID;
+}
+
+static int64_t member_of_rank(const cc__group *group, uint32_t rank) {
+    for (uint32_t i = 0; i < group->size; i++)
+        if (group->ranks[i] == rank) return group->gone[i] ? -1 : (int64_t)i;
+    return -1;
+}
+
+static cc_status busy(char *message) {
+    snprintf(message, CC_MESSAGE_MAX, "too many messages are under way: wait for one");
+    return CC_BUSY;
+}
+
+static cc__op *open_op(cc__group *group, const cc_request *request, uint64_t sequence,
+                       int64_t now) {
+    cc__op *op = cc__op_new(request, NULL, group->id, sequence);
+    if (op == NULL) return NULL;
+    if (request->timeout_ms >= 0 && request->timeout_ms < (INT64_MAX - now) / CC__MS)
+        op->deadline_ns = now + request->timeout_ms * CC__MS;
+    if (op->deadline_ns < group->pairs.deadline_ns) group->pairs.deadline_ns = op->deadline_ns;
+    group->pairs.n_open++;
+    return op;
+}
+
+static cc_status post_send(cc__group *group, cc__pair *pair, cc__op *op) {
+    cc__outgoing *outgoing = &pair->out[op->sequence % CC_PAIR_WINDOW];
+    op->pair = pair;
+    pair->sent = op->sequence;
+    *outgoing = (cc__outgoing){.sequence = op->sequence, .op = op};
+    offer(group, pair, outgoing);
+    return CC_OK;
+}
+
+static cc_status post_receive(cc__group *group, cc__pair *pair, cc__op *op) {
+    cc__pair *from = NULL;
+    op->pair = pair;
+    cc__incoming *incoming = first_match(group, op, &from);
+    if (incoming) {
+        op->pair = from;
+        cc__pair_take(group, from, incoming, op);
+        return CC_OK;
+    }
+    cc__op_append(&group->pairs.receives, op);
+    return CC_OK;
+}
+
+cc_status cc__pair_post(cc__group *group, const cc_request *request, int64_t now, cc__op **out,
+                        char *message) {
+    cc_status status = check(group, request, message);
+    if (status != CC_OK) return status;
+    bool any = request->kind == CC_RECEIVE && request->root == CC_ANY_SOURCE;
+    int64_t member = any ? -1 : member_of_rank(group, request->root);
+    cc__pair *pair = member < 0 ? NULL : cc__pair_get(group, (uint32_t)member, true);
+    if (member >= 0 && pair == NULL) return CC_NO_MEMORY;
+    if (group->pairs.n_open >= CC_MESSAGES_MAX) return busy(message);
+    uint64_t sequence = request->kind == CC_SEND && pair ? pair->sent + 1 : 0;
+    if (sequence && pair->out[sequence % CC_PAIR_WINDOW].sequence) return busy(message);
+    cc__op *op = *out = open_op(group, request, sequence, now);
+    if (op == NULL) return CC_NO_MEMORY;
+    bool nobody = any ? group->size == 1 : member < 0;
+    if (nobody) {
+        op->info.lost_rank = request->root;
+        cc__pair_complete(group, op, CC_PEER_LOST,
+                          any ? "no other member is left" : "the peer of that rank was lost");
+        return CC_OK;
+    }
+    return request->kind == CC_SEND ? post_send(group, pair, op) : post_receive(group, pair, op);
+}
+
+/* ---- time --------------------------------------------------------------------------------- */
+
+bool cc__pair_pump(cc__group *group) {
+    bool more = false;
+    for (cc__op *op = group->pairs.active, *next; op; op = next) {
+        next = op->next_active;
+        if (op->more) {
+            cc__op_pump(op, group->links, &op->pair->link);
+            more |= op->more;
+        }
+        if (!op->done) continue;
+        cc__op_delist(op); /* a send waits for the word that it was taken */
+        if (op->request.kind == CC_SEND) continue;
+        cc__pair *pair = op->pair;
+        cc__pair_settle(group, pair, cc__pair_incoming(pair, op->sequence), CC_OK);
+        cc__pair_complete(group, op, CC_OK, "");
+    }
+    return more;
+}
+
+static bool expired(cc__group *group, const cc__op *op, int64_t now) {
+    if (op == NULL) return false;
+    if (op->deadline_ns <= now) return true;
+    if (op->deadline_ns < group->pairs.deadline_ns) group->pairs.deadline_ns = op->deadline_ns;
+    return false;
+}
+
+static void expire_slot(cc__group *group, cc__pair *pair, uint32_t slot, int64_t now) {
+    cc__outgoing *outgoing = &pair->out[slot];
+    cc__incoming *incoming = pair->in[slot];
+    if (expired(group, outgoing->op, now)) {
+        cc__op *op = outgoing->op;
+        outgoing->op = NULL;
+        outgoing->offered = false;
+        cc__op_delist(op);
+        cc__pair_complete(group, op, CC_TIMED_OUT, "its deadline passed; it may have been taken");
+        offer(group, pair, outgoing);
+    }
+    if (incoming && expired(group, incoming->op, now)) {
+        cc__op *op = incoming->op;
+        cc__op_delist(op);
+        cc__pair_complete(group, op, CC_TIMED_OUT, "its deadline passed while it was under way");
+        cc__pair_settle(group, pair, incoming, CC_TIMED_OUT);
+    }
+}
+
+int64_t cc__pair_tick(cc__group *group, int64_t now) {
+    if (now < group->pairs.deadline_ns) return group->pairs.deadline_ns;
+    group->pairs.deadline_ns = CC__NEVER;
+    for (cc__pair *pair = group->pairs.first; pair; pair = pair->next)
+        for (uint32_t slot = 0; slot < CC_PAIR_WINDOW; slot++) expire_slot(group, pair, slot, now);
+    for (cc__op *op = group->pairs.receives, *next; op; op = next) {
+        next = op->next_active;
+        if (!expired(group, op, now)) continue;
+        cc__op_delist(op);
+        cc__pair_complete(group, op, CC_TIMED_OUT, "its deadline passed and nothing came");
+    }
+    return group->pairs.deadline_ns;
+}
