@@ -5,6 +5,7 @@ coordinator decides, and the agent takes its record to the core. Whatever was no
 sent again. The thread sleeps in one poll over the connection, the core's event descriptor and a
 wake-up pipe, so nothing waits for a turn: recovery takes as long as the messages do.
 
+A peer has one agent for all its groups: the one that it joined, and those that were split off it.
 The agent is never on the path of an operation. When it is late, because another thread holds the
 interpreter, only a decision is late.
 """
@@ -17,8 +18,10 @@ import os
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import zmq
 
@@ -31,19 +34,19 @@ from collectives.errors import (
     CoordinatorUnreachable,
     Evicted,
     Refused,
-    TimedOut,
 )
 from collectives.events import Core, Event, Prepared, Ready, Sealed
-from collectives.messages import NO_PEER, Epoch, Join, Member, Report, Welcome
+from collectives.joiner import Joiner
+from collectives.messages import Epoch, Join, Member
+from collectives.openings import Openings
+from collectives.seat import Seat
 
 __all__ = ["Agent", "Core", "Event", "Prepared", "Ready", "Sealed"]
 
 log = logging.getLogger("collectives.agent")
 
-JOIN_S = 1.0
 REPORT_S = 0.5
 PING_S = 1.0
-WAIT_SLICE_S = 0.1
 CLOSE_S = 1.0
 
 
@@ -55,12 +58,10 @@ class Agent:
         url: of the coordinator, ``cc://host:port``.
         join: the JOIN to send; its address is what other peers dial.
         timeouts: `connect` and `coordinator_lost` are used.
-        on_epoch: called by the agent's thread after each installed record.
+        on_epoch: called by the agent's thread after each installed record of the joined group.
 
     Attributes:
-        current: the record installed last, or None. Host names in it are resolved.
-        pending: how many joiners are ready to be admitted.
-        ended: why this peer is in no group any more, or None.
+        root: this peer's place in the group that it joined.
     """
 
     def __init__(
@@ -72,9 +73,7 @@ class Agent:
         on_epoch: Callable[[Epoch], None] | None = None,
     ) -> None:
         config.parse_url(url)
-        self.current: Epoch | None = None
-        self.pending = 0
-        self.ended: CollectivesError | None = None
+        self.root = Seat()
         self._core = core
         self._url = url
         self._join = join
@@ -82,20 +81,17 @@ class Agent:
         self._on_epoch = on_epoch
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._main, name="cc-agent", daemon=True)
-        self._changed = threading.Event()  # joined, or ended before that
-        self._installed = threading.Event()  # `current` is a new one
         self._closing = threading.Event()
+        self._requests: deque[Callable[[], None]] = deque()  # of other threads
         self._pipe_lock = threading.Lock()
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
         # What only the thread touches:
         self._link: Connection | None = None
-        self._welcome: Welcome | None = None
-        self._preparing: Welcome | None = None
-        self._prepared: Welcome | None = None
-        self._report: Report | None = None
-        self._report_since = 0.0
-        self._next_join = self._next_ping = self._next_report = 0.0
+        self._joiner = Joiner(core, join, self._resolved)
+        self._seats: dict[int, Seat] = {}
+        self._openings = Openings()
+        self._next_ping = 0.0
         self._hosts: dict[str, str] = {}
         _live.add(self)
 
@@ -114,32 +110,47 @@ class Agent:
             TimedOut: the group did not form, or nobody admitted this peer, in `timeout` seconds.
             Closed: the agent was closed meanwhile, or belongs to the parent process.
         """
-        until = None if timeout is None else time.monotonic() + timeout
-        while True:
-            if self._pid != os.getpid():
-                raise Closed("this communicator belongs to the parent of this process")
-            if self.current is not None:
-                return self.current
-            if self.ended is not None:
-                raise self.ended
-            left = WAIT_SLICE_S if until is None else min(until - time.monotonic(), WAIT_SLICE_S)
-            if left <= 0:
-                raise TimedOut(self._waiting_for(timeout or 0.0))
-            # In slices, so that Ctrl-C is noticed.
-            self._changed.wait(left)
+        self._check_process()
+        return self.root.wait_member(
+            timeout, lambda: self._joiner.waiting_for(self._url, timeout or 0.0)
+        )
 
-    def wait_epoch(self, after: int) -> Epoch:
-        """Waits until a record newer than epoch `after` is installed, and returns it. Raises why
-        this peer is in no group any more."""
-        while True:
-            record = self.current
-            if record is not None and record.epoch > after:
-                return record
-            if self.ended is not None:
-                raise self.ended
-            self._installed.clear()
-            if self.current is record:
-                self._installed.wait(WAIT_SLICE_S)
+    def open_subgroup(
+        self, parent: Seat, members: Sequence[bytes], key: bytes, timeout: float | None = None
+    ) -> Seat:
+        """A place in a group of these members of `parent`, once all of them that live have asked
+        for it with the same 16-byte key. Rank r is the r-th of those.
+
+        Raises:
+            Refused: the coordinator does not let this peer in, and why.
+            TimedOut: not all members asked in `timeout` seconds.
+            Closed, Evicted, CoordinatorLost: this peer is in no group any more.
+        """
+        self._check_process()
+        seat = Seat()
+        request = messages.Subgroup(parent.group, key, tuple(members))
+        self._ask(partial(self._open, seat, request))
+        try:
+            seat.wait_member(
+                timeout,
+                lambda: (
+                    f"a subgroup of {len(members)} did not form in {timeout or 0.0:g} s: not "
+                    "all of its members called for it, with the same ranks"
+                ),
+            )
+        except BaseException:
+            self.close_subgroup(seat)
+            raise
+        return seat
+
+    def close_subgroup(self, seat: Seat) -> None:
+        """Ends this peer's part in a subgroup, and tells its members. May be called again."""
+        seat.end(Closed("the communicator is closed"))
+        if self._pid == os.getpid():
+            told = seat.group
+            if told:
+                self._core.close_group(told)
+            self._ask(partial(self._forget, seat, told))
 
     def close(self) -> None:
         """Says goodbye to the coordinator and ends the thread, within a second. May be called
@@ -153,11 +164,17 @@ class Agent:
             self._wake()
             if self._thread is not threading.current_thread():
                 self._thread.join(CLOSE_S)
-        if self.ended is None:
-            self.ended = Closed("the communicator is closed")
-        self._changed.set()
+        self.root.end(Closed("the communicator is closed"))
 
     leave = close
+
+    def _check_process(self) -> None:
+        if self._pid != os.getpid():
+            raise Closed("this communicator belongs to the parent of this process")
+
+    def _ask(self, request: Callable[[], None]) -> None:
+        self._requests.append(request)
+        self._wake()
 
     def _wake(self) -> None:
         with self._pipe_lock, contextlib.suppress(BlockingIOError):  # a full pipe wakes as well
@@ -172,27 +189,14 @@ class Agent:
                 os.close(self._wake_write)
             self._wake_read = self._wake_write = -1
 
-    def _waiting_for(self, timeout: float) -> str:
-        group, welcome = self._join.group, self._welcome
-        if welcome is None:
-            return f"no answer from the coordinator at {self._url} in {timeout:g} s"
-        if welcome.members:
-            return (
-                f"not admitted to group {group!r} in {timeout:g} s: its {len(welcome.members)} "
-                "members have to call admit() for that"
-            )
-        return (
-            f"group {group!r} did not form in {timeout:g} s: {welcome.waiting} of "
-            f"{self._join.size} peers are there"
-        )
-
     # ---- the thread ------------------------------------------------------------------------------
 
     def _main(self) -> None:
         try:
             self._run()
+            self._end("CLOSED", Closed("the communicator is closed"))
         except CollectivesError as error:
-            self._end("CLOSED" if self.current is None else "COORDINATOR_LOST", error)
+            self._end("CLOSED" if self.root.current is None else "COORDINATOR_LOST", error)
         except Exception as error:  # a fault of ours must not leave operations waiting forever
             log.exception("the agent failed")
             self._end("COORDINATOR_LOST", CollectivesError(f"the agent failed: {error!r}"))
@@ -213,152 +217,149 @@ class Agent:
         for source in (*link.sources, self._core.fd(), self._wake_read):
             poller.register(source, zmq.POLLIN)
         started = link.heard_at = time.monotonic()
-        while self.ended is None:
+        while self.root.ended is None:
             now = time.monotonic()
-            wanted = self._timers(now)
-            if self._welcome is None:
+            wanted = self._timers(link, now)
+            if self._joiner.welcome is None:
                 wanted = min(wanted, started + self._timeouts.connect)
                 if now >= started + self._timeouts.connect:
                     raise CoordinatorUnreachable(link.why_silent(self._timeouts.connect))
-            poller.poll(max(0, int((wanted - now) * 1000) + 1))
+            ready = dict(poller.poll(max(0, int((wanted - now) * 1000) + 1)))
             if self._closing.is_set():
                 link.send(messages.Bye())
                 return
+            if self._wake_read in ready:
+                os.read(self._wake_read, 4096)
+            while self._requests:
+                self._requests.popleft()()
             if link.look():
-                # What was sent before may have been lost with the old connection.
-                self._next_join = self._next_ping = self._next_report = 0.0
-            self._take_events()
+                self._say_all_again()
+            self._take_events(link)
             for message in link.receive():
-                self._take(message)
-                self._take_events()
+                self._take(link, message)
+                self._take_events(link)
 
-    def _timers(self, now: float) -> float:
+    def _say_all_again(self) -> None:
+        """What was sent before may have been lost with the old connection."""
+        self._joiner.again()
+        self._openings.again()
+        self._next_ping = 0.0
+        for seat in self._seats.values():
+            seat.next_report = 0.0
+
+    def _timers(self, link: Connection, now: float) -> float:
         """Sends what is due and returns when the next thing will be."""
-        assert self._link is not None
         times = []
-        if self.current is None:
-            if now >= self._next_join:
-                self._link.send(self._join)
-                self._next_join = now + JOIN_S
-            times.append(self._next_join)
+        if self.root.current is None:
+            times.append(self._joiner.tick(link, now))
         if now >= self._next_ping:
-            if self._link.is_up:  # or they would only queue up
-                self._link.send(messages.Ping())
+            if link.is_up:  # or they would only queue up
+                link.send(messages.Ping())
             self._next_ping = now + PING_S
         times.append(self._next_ping)
-        if self._report is not None:
-            lost_at = max(self._link.heard_at, self._report_since) + self._timeouts.coordinator_lost
-            if now >= lost_at:
-                raise CoordinatorLost(
-                    f"the coordinator at {self._url} was not heard for "
-                    f"{self._timeouts.coordinator_lost:g} s while a decision was outstanding; what "
-                    "became of the open operations is unknown"
-                )
-            if now >= self._next_report:
-                self._link.send(self._report)
-                self._next_report = now + REPORT_S
-            times += [self._next_report, lost_at]
+        if self._openings:
+            times.append(self._openings.tick(link, now))
+        for seat in self._seats.values():
+            if seat.report is not None:
+                times.append(self._report_again(link, seat, seat.report, now))
         return min(times)
 
-    def _take_events(self) -> None:
+    def _report_again(
+        self, link: Connection, seat: Seat, report: messages.Report, now: float
+    ) -> float:
+        lost_at = max(link.heard_at, seat.report_since) + self._timeouts.coordinator_lost
+        if now >= lost_at:
+            raise CoordinatorLost(
+                f"the coordinator at {self._url} was not heard for "
+                f"{self._timeouts.coordinator_lost:g} s while a decision was outstanding; what "
+                "became of the open operations is unknown"
+            )
+        if now >= seat.next_report:
+            link.send(report)
+            seat.next_report = now + REPORT_S
+        return min(seat.next_report, lost_at)
+
+    def _take_events(self, link: Connection) -> None:
         """Takes all events out of the core and acts on them at once."""
-        assert self._link is not None
-        while self.ended is None and (event := self._core.next_event()) is not None:
+        while self.root.ended is None and (event := self._core.next_event()) is not None:
             if isinstance(event, Sealed):
-                report = event.report
-                if self.current is None or report.epoch < self.current.epoch:
-                    continue
-                now = time.monotonic()
-                if self._report is None or self._report.epoch != report.epoch:
-                    self._report_since = now
-                self._report, self._next_report = report, now + REPORT_S
-                self._link.send(report)
+                seat = self._seats.get(event.report.group)
+                if seat and seat.take_report(event.report, time.monotonic(), REPORT_S):
+                    link.send(event.report)
             elif isinstance(event, Ready):
-                if self.current is not None and event.epoch == self.current.epoch:
-                    self._link.send(messages.Installed(self.current.group, event.epoch, True))
-            else:
-                self._take_prepared(event)
+                seat = self._seats.get(event.group)
+                if seat and seat.current and event.epoch == seat.current.epoch:
+                    link.send(messages.Installed(event.group, event.epoch, True))
+            elif self.root.current is None:
+                self._joiner.take_prepared(link, event)
 
-    def _take(self, message: messages.ToPeer) -> None:
+    def _take(self, link: Connection, message: messages.ToPeer) -> None:
         """Acts on a message of the coordinator."""
-        if self.ended is not None:
+        if self.root.ended is not None:
             return
-        if isinstance(message, Welcome):
-            self._take_welcome(message)
+        if isinstance(message, messages.Welcome):
+            if self.root.current is None:
+                self._joiner.take_welcome(link, message)
+                self.root.group = message.group
+                self._seats[message.group] = self.root
         elif isinstance(message, messages.Refused):
-            if self.current is None:
+            if self.root.current is None:
                 raise Refused(f"the coordinator at {self._url} refused: {message.reason}")
+        elif isinstance(message, messages.Opened):
+            self._take_opened(message)
         elif isinstance(message, Epoch):
-            self._take_epoch(message)
+            self._take_epoch(link, message)
+        elif isinstance(message, (messages.Seal, messages.Evicted, messages.Pending)):
+            seat = self._seats.get(message.group)
+            if seat is not None:
+                self._take_for(seat, message)
+
+    def _take_for(
+        self, seat: Seat, message: messages.Seal | messages.Evicted | messages.Pending
+    ) -> None:
+        if isinstance(message, messages.Evicted):
+            if not message.left:  # what is no member of one group is a member of none
+                self._end("EVICTED", Evicted(message.reason))
+            elif seat is self.root:
+                self._end("CLOSED", Closed(message.reason))
+            else:
+                del self._seats[seat.group]
+                seat.end(Closed(message.reason))
+                self._core.expel(seat.group, "CLOSED", message.reason)
+        elif seat.current is None:
+            return
         elif isinstance(message, messages.Seal):
-            if self.current is not None and message.epoch == self.current.epoch:
-                self._core.seal(message.epoch)
-        elif isinstance(message, messages.Evicted):
-            if self._welcome is None or message.group == self._welcome.group:
-                status = "CLOSED" if message.left else "EVICTED"
-                self._end(status, (Closed if message.left else Evicted)(message.reason))
-        elif isinstance(message, messages.Pending):
-            if self.current is None or message.group != self.current.group:
-                return
-            self.pending = message.joiners
-            self._core.set_pending(message.joiners)
+            if message.epoch == seat.current.epoch:
+                self._core.seal(message.group, message.epoch)
+        else:
+            seat.pending = message.joiners
+            self._core.set_pending(message.group, message.joiners)
 
-    def _take_welcome(self, message: Welcome) -> None:
-        assert self._link is not None
-        if self.current is not None:
-            return
-        if self._welcome is None or self._welcome.token != message.token:
-            self._core.set_token(message.token)
-        self._welcome = message
-        if not message.members or self._preparing is not None:
-            return  # the next WELCOME comes within a second, or with the next epoch
-        if self._prepared is not None and self._prepared.epoch == message.epoch:
-            self._link.send(messages.Prepared(message.group, message.epoch, True, NO_PEER, ""))
-            return
-        self._preparing = message
-        try:
-            self._core.prepare(message.serial, self._resolved(message.members))
-        except (OSError, ValueError, CollectivesError) as error:
-            self._take_prepared(Prepared(False, NO_PEER, str(error)))
-
-    def _take_prepared(self, event: Prepared) -> None:
-        assert self._link is not None
-        about, self._preparing = self._preparing, None
-        if about is None or self.current is not None:
-            return
-        if event.ok:
-            self._prepared = about
-        self._link.send(
-            messages.Prepared(about.group, about.epoch, event.ok, event.peer, event.reason[:512])
-        )
-        if self._welcome is not None and self._welcome.epoch > about.epoch:
-            self._take_welcome(self._welcome)
-
-    def _take_epoch(self, message: Epoch) -> None:
-        assert self._link is not None
+    def _take_epoch(self, link: Connection, message: Epoch) -> None:
         # The first record needs the token, which is in the WELCOME; both are sent again.
-        if self._welcome is None or message.group != self._welcome.group:
+        seat = self._seats.get(message.group)
+        if seat is None:
+            if self.root.current is not None and not self._openings:
+                self._decline(message.group)
             return
-        if self.current is not None and message.epoch <= self.current.epoch:
+        if seat.current is not None and message.epoch <= seat.current.epoch:
             # The coordinator did not hear that it is installed.
-            self._link.send(messages.Installed(message.group, self.current.epoch, False))
+            link.send(messages.Installed(message.group, seat.current.epoch, False))
             return
         try:
             record = replace(message, members=tuple(self._resolved(message.members)))
             self._core.install(record)
         except (OSError, ValueError, CollectivesError) as error:
+            if seat.ended is not None:
+                return  # it was closed meanwhile
             log.error("epoch %d could not be installed: %s", message.epoch, error)
-            self._link.send(messages.Bye())
+            link.send(messages.Bye())
             reason = f"this peer cannot take part in epoch {message.epoch}: {error}"
             self._end("EVICTED", Evicted(reason))
             return
-        if self._report is not None and self._report.epoch < message.epoch:
-            self._report = None
-        self.current = record
-        self._changed.set()
-        self._installed.set()
-        self._link.send(messages.Installed(message.group, message.epoch, False))
-        if self._on_epoch is not None:
+        seat.take_record(record)
+        link.send(messages.Installed(message.group, message.epoch, False))
+        if seat is self.root and self._on_epoch is not None:
             try:
                 self._on_epoch(record)
             except Exception:  # it is the owner's code; the agent goes on
@@ -375,13 +376,44 @@ class Agent:
             result.append(member if address == member.address else replace(member, address=address))
         return result
 
+    # ---- subgroups -------------------------------------------------------------------------------
+
+    def _open(self, seat: Seat, request: messages.Subgroup) -> None:
+        assert self._link is not None
+        self._openings.ask(self._link, seat, request)
+
+    def _take_opened(self, message: messages.Opened) -> None:
+        seat = self._openings.take(message)
+        if seat is not None:
+            seat.group = message.group
+            self._seats[message.group] = seat
+        elif message.group and message.group not in self._seats:
+            self._decline(message.group)
+
+    def _decline(self, group: int) -> None:
+        """This peer is in no such group any more, whatever the others think."""
+        assert self._link is not None
+        self._core.close_group(group)
+        self._link.send(messages.Bye(group))
+
+    def _forget(self, seat: Seat, told: int) -> None:
+        """The seat was closed by its owner, who has told the core of this group number."""
+        assert self._link is not None
+        self._openings.forget(seat)
+        if self._seats.pop(seat.group, None) is None:
+            return
+        if seat.group != told:
+            self._core.close_group(seat.group)
+        self._link.send(messages.Bye(seat.group))
+
+    # ---- the end ---------------------------------------------------------------------------------
+
     def _end(self, status_name: str, error: CollectivesError) -> None:
         """This peer is in no group any more: every operation is told, once."""
-        if self.ended is None:
-            self.ended = error
-            self._core.expel(status_name, str(error))
-            self._changed.set()
-            self._installed.set()
+        self._openings.end(error)
+        for seat in {self.root, *self._seats.values()}:
+            if seat.end(error):
+                self._core.expel(seat.group, status_name, str(error))
 
 
 _live: weakref.WeakSet[Agent] = weakref.WeakSet()

@@ -33,9 +33,11 @@ class Where(NamedTuple):
     test: Callable[[Any], bool]
 
 
-def to_array(record: Any) -> list[Any]:
-    """The plain form of a record inside a message: its values in field order."""
-    return [getattr(record, field.name) for field in dataclasses.fields(record)]
+def to_plain(item: Any) -> Any:
+    """The plain form of an item inside a message; of a record, its values in field order."""
+    if not dataclasses.is_dataclass(item):
+        return item
+    return [getattr(item, field.name) for field in dataclasses.fields(item)]
 
 
 def short(value: Any) -> str:

@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import hashlib
 import threading
 import weakref
+from collections import Counter
+from collections.abc import Sequence
 from types import TracebackType
+
+import numpy as np
 
 from collectives import messages
 from collectives._core import lib
@@ -19,6 +24,7 @@ from collectives.core import Context
 from collectives.errors import CollectivesError
 from collectives.membership import Change, Member
 from collectives.objects import ObjectOperations
+from collectives.seat import Seat
 from collectives.work import Work
 
 
@@ -36,12 +42,15 @@ class Communicator(ObjectOperations):
         pending: how many joiners wait to be admitted.
     """
 
-    def __init__(self, context: Context, agent: Agent, record: messages.Epoch, peer: bytes) -> None:
-        super().__init__(context, agent, record.group)
+    def __init__(self, context: Context, agent: Agent, seat: Seat, peer: bytes) -> None:
+        super().__init__(context, seat)
+        self._agent = agent
         self._id = peer
         self._lock = threading.Lock()
         self._boundary_work: Work | None = None  # whose change is not taken over yet
-        self._settle(record)
+        self._asked: Counter[tuple[bytes, ...]] = Counter()  # subgroups, by their members
+        assert seat.first is not None
+        self._settle(seat.first)
         _live.add(self)
 
     # ---- membership -------------------------------------------------------------------------
@@ -60,7 +69,7 @@ class Communicator(ObjectOperations):
             if work is None or not work.done:
                 return
             if work.changed:
-                self._settle(self._agent.wait_epoch(work.info.epoch))
+                self._settle(self._seat.wait_epoch(work.info.epoch))
             self._boundary_work = None
 
     @property
@@ -79,7 +88,7 @@ class Communicator(ObjectOperations):
 
     @property
     def pending(self) -> int:
-        return self._agent.pending
+        return self._seat.pending
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -93,7 +102,7 @@ class Communicator(ObjectOperations):
         return self._context.stats()
 
     def _current(self) -> messages.Epoch:
-        return self._agent.current or self._snapshot
+        return self._seat.current or self._snapshot
 
     def admit(self, timeout: float | None = None) -> Change:
         """A boundary: lets waiting joiners in, leavers go, and closes the holes of dead ranks.
@@ -134,11 +143,79 @@ class Communicator(ObjectOperations):
         left = tuple(Member.of(m, False) for m in before.members if m.id not in new)
         return Change(record.epoch, joined, left)
 
+    # ---- subgroups --------------------------------------------------------------------------
+
+    def split(
+        self, color: int | None, key: int = 0, *, lane: int = 0, timeout: float | None = None
+    ) -> Communicator | None:
+        """Divides the members: those that pass the same color form a group of their own, with ranks
+        in the order of `key`, and of equal keys in that of their ranks here. All members call it,
+        as the same operation of the lane.
+
+        The new communicator shares this one's connections, and ends with it at the latest. A
+        member that dies is lost to both, and each recovers on its own. A subgroup only shrinks:
+        joiners come to this group, by `admit`; then split again. Whoever needs a subgroup no more
+        should `close` it; a peer can be in 64 groups at once.
+
+        Args:
+            color: any whole number of 64 bits; None: this peer will be in none of the new groups,
+                and gets None.
+            key: a whole number of 64 bits.
+            timeout: of the exchange of colors, and then, in seconds, of the wait for the others.
+
+        Raises: as `Work.wait`; TimedOut, Refused: the group did not form, and why.
+        """
+        row = np.array([color is not None, color or 0, key], np.int64)
+        work = self.all_gather(row, lane=lane, timeout=timeout, async_op=True)
+        rows, info = work.wait(), work.info
+        if color is None:
+            return None
+        chosen = sorted(
+            (int(rows[rank][2]), rank)
+            for rank in range(len(rows))
+            if rank not in info.missing and rows[rank][0] and rows[rank][1] == color
+        )
+        what = f"split {self._group} {lane} {info.sequence} {color}"
+        return self._subgroup([rank for _, rank in chosen], what, timeout)
+
+    def subgroup(self, ranks: Sequence[int], *, timeout: float | None = None) -> Communicator:
+        """A group of these ranks, in this order. They all call it with the same ranks, and nobody
+        else has to. See `split`.
+
+        Raises:
+            ValueError: a rank that is none, or comes twice, or this peer is not among them.
+            TimedOut, Refused: the group did not form, and why.
+        """
+        ranks = list(ranks)
+        for rank in ranks:
+            if not isinstance(rank, int) or not 0 <= rank < self.size:
+                raise ValueError(f"{rank!r} is no rank of this group of {self.size}")
+        if len(set(ranks)) < len(ranks):
+            raise ValueError(f"a rank comes twice in {ranks}")
+        if self.rank not in ranks:
+            raise ValueError(f"this peer, rank {self.rank}, is not among the ranks {ranks}")
+        members = tuple(self._snapshot.members[rank].id for rank in ranks)
+        with self._lock:
+            self._asked[members] += 1
+            nth = self._asked[members]
+        return self._subgroup(ranks, f"subgroup {self._group} {nth} {ranks}", timeout)
+
+    def _subgroup(self, ranks: list[int], what: str, timeout: float | None) -> Communicator:
+        members = [self._snapshot.members[rank].id for rank in ranks]
+        key = hashlib.blake2b(what.encode(), digest_size=messages.ID_BYTES)
+        for member in members:
+            key.update(member)
+        if self._closed:
+            raise self._why_closed()
+        seat = self._agent.open_subgroup(self._seat, members, key.digest(), timeout)
+        return Communicator(self._context, self._agent, seat, self._id)
+
     # ---- the end ----------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Ends this peer's membership. Operations under way raise `Closed` here; the others go on
-        once they need this peer no more, or learn that it is lost. May be called again."""
+        """Ends this peer's membership, and that in all subgroups. Operations under way raise
+        `Closed` here; the others go on once they need this peer no more, or learn that it is lost.
+        May be called again."""
         self._end(abort=False)
 
     def abort(self) -> None:
@@ -151,8 +228,11 @@ class Communicator(ObjectOperations):
         if closed:
             return
         _live.discard(self)
-        self._agent.close()
-        self._context.close(abort=abort)
+        if self._seat is self._agent.root:
+            self._agent.close()
+            self._context.close(abort=abort)
+        else:
+            self._agent.close_subgroup(self._seat)
 
     def __enter__(self) -> Communicator:
         return self

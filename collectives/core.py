@@ -28,7 +28,7 @@ def milliseconds(seconds: float) -> int:
 
 
 class Context:
-    """A cc_context, for one group. `options` are fields of cc_options by name."""
+    """A cc_context. `options` are fields of cc_options by name."""
 
     def __init__(self, peer_id: bytes, timeouts: Timeouts, **options: Any) -> None:
         native = ffi.new("cc_options *")
@@ -51,7 +51,6 @@ class Context:
         if status != lib.CC_OK:
             raise from_status(status, text(message))
         self.native = ffi.gc(out[0], lib.cc_context_free)
-        self.group = 0  # its number, once the coordinator has told it
         self._event = ffi.new("cc_event *")
 
     # ---- what the agent calls (collectives.agent.Core) --------------------------------------
@@ -82,11 +81,13 @@ class Context:
             to.failed, to.posted = lane.failed, lane.posted
         detail = ffi.new("char[]", record.detail.encode()[: int(lib.CC_DETAIL_MAX) - 1])
         native = ffi.new("cc_epoch *")
-        native.group = self.group = record.group
+        native.group = record.group
         native.epoch = record.epoch
         native.cause = int(record.cause)
         native.world = record.world
         native.min_size = record.min_size
+        native.network.latency_ns = record.latency_ns
+        native.network.bytes_per_s = record.bytes_per_s
         native.lost.bytes = record.lost
         native.lost_rank = record.lost_rank
         native.detail = detail
@@ -99,15 +100,18 @@ class Context:
         status = lib.cc_prepare(self.native, serial, native, len(members))
         self._check(status, "connecting to the members")
 
-    def set_pending(self, joiners: int) -> None:
-        lib.cc_set_pending(self.native, self.group, joiners)
+    def set_pending(self, group: int, joiners: int) -> None:
+        lib.cc_set_pending(self.native, group, joiners)
 
-    def seal(self, epoch: int) -> None:
-        lib.cc_seal(self.native, self.group, epoch)
+    def seal(self, group: int, epoch: int) -> None:
+        lib.cc_seal(self.native, group, epoch)
 
-    def expel(self, status_name: str, reason: str) -> None:
+    def expel(self, group: int, status_name: str, reason: str) -> None:
         status = getattr(lib, f"CC_{status_name}")
-        lib.cc_expel(self.native, self.group, status, reason.encode()[: _MESSAGE - 1])
+        lib.cc_expel(self.native, group, status, reason.encode()[: _MESSAGE - 1])
+
+    def close_group(self, group: int) -> None:
+        lib.cc_group_close(self.native, group)
 
     def fd(self) -> int:
         return int(lib.cc_context_fd(self.native))
@@ -117,10 +121,15 @@ class Context:
         if lib.cc_next_event(self.native, event) != lib.CC_OK:
             return None
         if event.kind == lib.CC_EVENT_READY:
-            return Ready(event.epoch)
+            return Ready(event.group, event.epoch)
         if event.kind == lib.CC_EVENT_PREPARED:
-            reason = text(lib.cc_status_text(event.status))
-            return Prepared(event.status == lib.CC_OK, bytes(event.peer.bytes), reason)
+            return Prepared(
+                ok=event.status == lib.CC_OK,
+                peer=bytes(event.peer.bytes),
+                reason=text(lib.cc_status_text(event.status)),
+                latency_ns=event.network.latency_ns,
+                bytes_per_s=event.network.bytes_per_s,
+            )
         return Sealed(self._report(event.report))
 
     def _report(self, native: Any) -> messages.Report:

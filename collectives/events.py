@@ -22,19 +22,22 @@ class Sealed:
 
 @dataclass(frozen=True)
 class Ready:
-    """Every member has installed this epoch, as far as this peer's links tell."""
+    """Every member has installed this epoch of this group, as far as this peer's links tell."""
 
+    group: int
     epoch: int
 
 
 @dataclass(frozen=True)
 class Prepared:
     """The rehearsal asked for with `prepare` is over. If not `ok`: whom it could not reach (zero if
-    nobody in particular), and why."""
+    nobody in particular), and why; else what the slowest link costs."""
 
     ok: bool
     peer: bytes = NO_PEER
     reason: str = ""
+    latency_ns: int = 0
+    bytes_per_s: int = 0
 
 
 Event = Sealed | Ready | Prepared
@@ -55,14 +58,18 @@ class Core(Protocol):
     def prepare(self, serial: int, members: Sequence[Member]) -> None:
         """Starts the rehearsal of the joiner with this serial; `Prepared` follows."""
 
-    def set_pending(self, joiners: int) -> None:
+    def set_pending(self, group: int, joiners: int) -> None:
         """Tells how many joiners wait."""
 
-    def seal(self, epoch: int) -> None:
+    def seal(self, group: int, epoch: int) -> None:
         """Seals this epoch, if it is the installed one."""
 
-    def expel(self, status_name: str, reason: str) -> None:
-        """Ends all operations with EVICTED, COORDINATOR_LOST or CLOSED."""
+    def expel(self, group: int, status_name: str, reason: str) -> None:
+        """Ends a group's operations with EVICTED, COORDINATOR_LOST or CLOSED."""
+
+    def close_group(self, group: int) -> None:
+        """Leaves a group, or one that never was installed, and tells its members. The only one
+        that any thread may call."""
 
     def next_event(self) -> Event | None:
         """The next event, or None."""

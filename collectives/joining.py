@@ -195,12 +195,12 @@ def connect(
     try:
         messages.encode(join)
         agent.start()
-        record = agent.wait_joined(timeout)
+        agent.wait_joined(timeout)
     except BaseException:
         agent.close()
         context.close(abort=True)
         raise
-    return Communicator(context, agent, record, peer)
+    return Communicator(context, agent, agent.root, peer)
 
 
 def _numeric_advertise(advertise: str | None) -> str | None:

@@ -20,7 +20,7 @@ from typing import Annotated, Any, ClassVar
 import msgpack
 
 from collectives import config
-from collectives.codec import Where, Within, build, distinct, short, to_array
+from collectives.codec import Where, Within, build, distinct, short, to_plain
 from collectives.errors import ProtocolError
 
 PROTOCOL_VERSION = 1
@@ -177,15 +177,17 @@ class ForeignJoin:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The rehearsal for the members of this epoch is over; `peer` could not be reached if not
-    `ok` (zero if nobody in particular is at fault)."""
+    """The rehearsal of this round is over; `peer` could not be reached if not `ok` (zero if nobody
+    in particular is at fault). If `ok`, what the slowest link costs: see cc_network."""
 
     TYPE: ClassVar[str] = "prepared"
     group: GroupNumber
-    epoch: EpochNumber
+    round: U64
     ok: bool
     peer: Id
     reason: Reason
+    latency_ns: U64 = 0
+    bytes_per_s: U64 = 0
 
 
 @dataclass(frozen=True)
@@ -228,10 +230,25 @@ class Ping:
 
 
 @dataclass(frozen=True)
+class Subgroup:
+    """Let these members of a group, who all ask for it by the same key, form one of their own; rank
+    r is the r-th of those that are left. Repeated until OPENED arrives."""
+
+    TYPE: ClassVar[str] = "subgroup"
+    parent: GroupNumber
+    key: Id
+    members: Annotated[tuple[PeerId, ...], Within(1, MEMBERS_MAX)]
+
+    def check(self) -> None:
+        distinct("members", list(self.members))
+
+
+@dataclass(frozen=True)
 class Bye:
-    """I close, and am in no group any more."""
+    """I close this group, or 0: I am in no group any more."""
 
     TYPE: ClassVar[str] = "bye"
+    group: U32 = 0
 
 
 # ---- from the coordinator to a peer --------------------------------------------------------------
@@ -239,21 +256,21 @@ class Bye:
 
 @dataclass(frozen=True)
 class Welcome:
-    """You wait for this group. `members` are to be prepared for; there are none before the first
-    epoch, when the group waits until `waiting` peers are `size`."""
+    """You wait for this group. `members` are to be prepared for: those of the present epoch, or, if
+    `epoch` is 0 or the group forms anew, those who will form it; there are none while fewer than
+    `size` wait. `round` rises with every change of `members`."""
 
     TYPE: ClassVar[str] = "welcome"
     group: GroupNumber
     serial: U32
     token: Token
     epoch: U64
+    round: U64
     waiting: U32
     members: Annotated[tuple[Member, ...], Within(0, MEMBERS_MAX)]
 
     def check(self) -> None:
         distinct("members", [member.id for member in self.members])
-        if self.members and not self.epoch:
-            raise ProtocolError("epoch: members without an epoch")
 
 
 @dataclass(frozen=True)
@@ -288,6 +305,8 @@ class Epoch:
     members: Annotated[tuple[Member, ...], Within(1, MEMBERS_MAX)]
     lanes: Annotated[tuple[Outcome, ...], Within(0, LANES_MAX)]
     detail: Reason = ""
+    latency_ns: U64 = 0
+    bytes_per_s: U64 = 0
 
     def check(self) -> None:
         ranks = [member.rank for member in self.members]
@@ -298,6 +317,16 @@ class Epoch:
         distinct("lanes", [lane.lane for lane in self.lanes])
         if any(not lane.committed <= lane.failed <= lane.posted for lane in self.lanes):
             raise ProtocolError("lanes: committed, failed and posted must not fall in this order")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The subgroup of this key has this number, and its first EPOCH follows; or 0: it cannot be."""
+
+    TYPE: ClassVar[str] = "opened"
+    key: Id
+    group: U32
+    reason: Reason = ""
 
 
 @dataclass(frozen=True)
@@ -327,15 +356,15 @@ class Pong:
     TYPE: ClassVar[str] = "pong"
 
 
-ToCoordinator = Join | ForeignJoin | Prepared | Report | Installed | Ping | Bye
-ToPeer = Welcome | Refused | Pending | Epoch | Seal | Evicted | Pong
+ToCoordinator = Join | ForeignJoin | Prepared | Report | Installed | Subgroup | Ping | Bye
+ToPeer = Welcome | Refused | Pending | Epoch | Opened | Seal | Evicted | Pong
 Message = ToCoordinator | ToPeer
 
 _TYPES: dict[str, type] = {
     cls.TYPE: cls
     for cls in (
-        *(Join, Prepared, Report, Installed, Ping, Bye),
-        *(Welcome, Refused, Pending, Epoch, Seal, Evicted, Pong),
+        *(Join, Prepared, Report, Installed, Subgroup, Ping, Bye),
+        *(Welcome, Refused, Pending, Epoch, Opened, Seal, Evicted, Pong),
     )
 }
 
@@ -362,7 +391,7 @@ def encode(message: Message) -> bytes:
     plain: dict[str, Any] = {"type": cls.TYPE}
     for field in dataclasses.fields(message):
         value = getattr(message, field.name)
-        plain[field.name] = [to_array(v) for v in value] if type(value) is tuple else value
+        plain[field.name] = [to_plain(v) for v in value] if type(value) is tuple else value
     try:
         build(cls, {name: value for name, value in plain.items() if name != "type"})
     except ProtocolError as error:

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from collectives._core import ffi, lib
-from collectives.agent import Agent
 from collectives.buffers import Buffer, Parts
 from collectives.core import Context, text
 from collectives.errors import Closed, CollectivesError, from_status
+from collectives.seat import Seat
 from collectives.work import ALGORITHMS, SLICE_MS, Work, timeout_ms
 
 KINDS = {
@@ -81,10 +81,10 @@ def choice(table: dict[str, int], value: str, what: str) -> int:
 class Posting:
     """The part of a communicator that posts operations and waits for them."""
 
-    def __init__(self, context: Context, agent: Agent, group: int) -> None:
+    def __init__(self, context: Context, seat: Seat) -> None:
         self._context = context
-        self._agent = agent
-        self._group = group
+        self._seat = seat
+        self._group = seat.group
         self._open: set[Work] = set()  # keeps buffers alive while the core may touch them
         self._closed = False
         self._orphans: list[Any] = []  # buffers of operations that lost their Work to a Ctrl-C
@@ -202,7 +202,7 @@ class Posting:
         return from_status(status, message)
 
     def _why_closed(self) -> CollectivesError:
-        ended = self._agent.ended
+        ended = self._seat.ended
         return ended if ended is not None else Closed("the communicator is closed")
 
 

@@ -76,6 +76,7 @@ cc_status cc_context_open(const cc_options *options, cc_context **out, char *mes
     context->clock = ops->clock(context->transport);
     context->options = *options;
     context->references = 1;
+    context->gauged_ns = CC__NEVER;
     context->next_ns = cc__now(&context->clock);
     cc__links_start(&context->links, context->transport, options);
     status = cc__progress_start(context);
@@ -160,7 +161,7 @@ int64_t cc_step(cc_context *context) {
 cc_status cc_install(cc_context *context, const cc_epoch *epoch) {
     cc__lock(context);
     cc_status status = CC_CLOSED;
-    if (!context->closed) {
+    if (!context->closed && !cc__context_has_closed(context, epoch->group)) {
         cc__group *group = cc__context_group(context, epoch->group, true);
         status = group ? cc__group_install(group, epoch) : CC_BUSY;
         if (status == CC_OK) {
@@ -213,6 +214,16 @@ void cc_expel(cc_context *context, uint32_t group_id, cc_status why, const char 
     if (group) {
         cc__group_end(group, why, reason);
         cc__context_drop_strangers(context);
+        cc__context_collect(context);
+        cc__progress_kick(context);
+    }
+    cc__unlock(context);
+}
+
+void cc_group_close(cc_context *context, uint32_t group) {
+    cc__lock(context);
+    if (!context->closed && group > 0) {
+        cc__context_close_group(context, group);
         cc__context_collect(context);
         cc__progress_kick(context);
     }

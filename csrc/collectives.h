@@ -210,7 +210,8 @@ typedef struct cc_epoch {
 
 /* Installs an epoch: applies its outcomes, dials who is not connected yet. An epoch that is not
  * newer than the installed one is ignored (CC_OK): publication is idempotent. CC_INVALID: the
- * record contradicts itself or does not name this peer. */
+ * record contradicts itself or does not name this peer. CC_CLOSED: this group was closed. CC_BUSY:
+ * there are too many groups. */
 cc_status cc_install(cc_context *context, const cc_epoch *epoch);
 
 /* A joiner's rehearsal: connects to everyone named but itself; CC_EVENT_PREPARED tells the result.
@@ -227,6 +228,10 @@ void cc_seal(cc_context *context, uint32_t group, uint64_t epoch);
 /* Ends the group for this peer: its open and later operations return `why` (CC_EVICTED,
  * CC_COORDINATOR_LOST or CC_CLOSED) with `reason` in their message. */
 void cc_expel(cc_context *context, uint32_t group, cc_status why, const char *reason);
+
+/* Leaves one group for good, or declines one that was never installed: open operations end with
+ * CC_CLOSED, its members are told, and its number must not be installed again. */
+void cc_group_close(cc_context *context, uint32_t group);
 
 typedef enum cc_evidence_kind {
     CC_EVIDENCE_CLOSED = 1, /* the connection closed; redial was not refused */

@@ -6,6 +6,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#define GAUGE_TURNS 4 /* latencies until a new link's first bytes are acknowledged, twice over */
+#define GAUGE_MIN_NS (2 * CC__MS)
 #define EVENTS_PER_STEP 64
 
 cc__group *cc__context_group(cc_context *context, uint32_t id, bool create) {
@@ -37,12 +39,55 @@ void cc__context_drop_strangers(cc_context *context) {
     }
 }
 
+void cc__context_close_group(cc_context *context, uint32_t id) {
+    context->closed_groups[context->n_closed++ % CC_CLOSED_GROUPS_MAX] = id;
+    for (cc__link *link = context->links.first; link; link = link->next) {
+        const cc__group *group = cc__context_group(context, id, false);
+        bool concerned =
+            cc__link_news(link, id)->group == id || (group && cc__group_has(group, link));
+        if (concerned) cc__links_decline(&context->links, link, id);
+    }
+    for (uint32_t i = 0; i < context->n_groups; i++) {
+        cc__group *group = context->groups[i];
+        if (group->id != id) continue;
+        cc__group_end(group, CC_CLOSED, "the communicator was closed");
+        context->retired += group->finished + group->pairs.finished;
+        context->groups[i] = context->groups[--context->n_groups];
+        cc__group_free(group);
+        break;
+    }
+    cc__context_drop_strangers(context);
+}
+
+bool cc__context_has_closed(const cc_context *context, uint32_t id) {
+    for (uint32_t i = 0; i < CC_CLOSED_GROUPS_MAX && id > 0; i++)
+        if (context->closed_groups[i] == id) return true;
+    return false;
+}
+
+/* A frame of no group of ours. Who takes part in one that this peer has closed is told so. */
+static void on_foreign_frame(cc_context *context, cc__link *link, const cc__frame *frame) {
+    if (!cc__context_has_closed(context, frame->group)) return;
+    if (frame->type == CC__INSTALLED)
+        cc__links_decline(&context->links, link, frame->group);
+    else
+        cc__link_forget(link, frame->group);
+}
+
+/* The links of a rehearsal are up. */
+static void await_gauges(cc_context *context) {
+    int64_t latency = (int64_t)cc__links_network(&context->links).latency_ns;
+    context->prepared = CC_OK;
+    context->gauged_ns = cc__now(&context->clock) + GAUGE_TURNS * latency + GAUGE_MIN_NS;
+}
+
 cc_status cc__context_rehearse(cc_context *context, uint32_t serial, const cc_member *members,
                                uint32_t count) {
     context->rehearsing = true;
     context->prepared = CC_PENDING;
     context->prepared_due = false;
     context->prepared_peer = (cc_peer_id){0};
+    context->gauged_ns = CC__NEVER;
     context->more = true;
     for (cc__link *link = context->links.first; link; link = link->next)
         link->wanted = is_member(context, link); /* an earlier rehearsal may have wanted others */
@@ -53,10 +98,7 @@ cc_status cc__context_rehearse(cc_context *context, uint32_t serial, const cc_me
         if (link == NULL) return CC_NO_MEMORY;
         all_up &= link->state == CC__LINK_UP;
     }
-    if (all_up) {
-        context->prepared = CC_OK;
-        context->prepared_due = true;
-    }
+    if (all_up) await_gauges(context);
     return CC_OK;
 }
 
@@ -73,8 +115,7 @@ static void on_rehearsed(cc_context *context, const cc__link_event *event) {
     }
     for (const cc__link *link = context->links.first; link; link = link->next)
         if (link->wanted && link->state != CC__LINK_UP) return;
-    context->prepared = CC_OK;
-    context->prepared_due = true;
+    await_gauges(context);
 }
 
 static void on_link_event(cc_context *context, const cc__link_event *event) {
@@ -94,7 +135,10 @@ static void on_link_event(cc_context *context, const cc__link_event *event) {
         break;
     case CC__LINK_FRAME:
         group = cc__context_group(context, channel->frame.group, false);
-        if (group) cc__group_on_frame(group, event->link, &channel->frame);
+        if (group)
+            cc__group_on_frame(group, event->link, &channel->frame);
+        else
+            on_foreign_frame(context, event->link, &channel->frame);
         break;
     case CC__LINK_WANT:
         group = cc__context_group(context, channel->frame.group, false);
@@ -138,7 +182,7 @@ static void raise_event(cc_context *context) {
 }
 
 void cc__context_collect(cc_context *context) {
-    uint64_t finished = 0;
+    uint64_t finished = context->retired;
     bool due = context->prepared_due;
     for (uint32_t i = 0; i < context->n_groups; i++) {
         const cc__group *group = context->groups[i];
@@ -174,6 +218,11 @@ bool cc__context_step(cc_context *context) {
         context->more |= cc__group_pump(context->groups[i]);
     }
     drain_links(context);
+    if (now >= context->gauged_ns) {
+        context->gauged_ns = CC__NEVER;
+        context->prepared_due = true;
+    }
+    if (context->gauged_ns < next) next = context->gauged_ns;
     int64_t transport_next = context->transport->ops->deadline(context->transport);
     context->next_ns = transport_next < next ? transport_next : next;
     context->more |= links->n_resuming > 0;

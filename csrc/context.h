@@ -24,10 +24,14 @@ struct cc_context {
     int64_t next_ns;    /* when a step is due at the latest */
     int64_t stepped_ns; /* when the last one was */
     uint64_t finished;  /* operations, of all groups; what waiters look at */
+    uint64_t retired;   /* of these, of groups that are closed */
+    uint32_t closed_groups[CC_CLOSED_GROUPS_MAX]; /* the last ones; 0: none */
+    uint32_t n_closed;
     uint64_t epochs;
 
     bool rehearsing, prepared_due; /* cc_prepare */
     cc_status prepared;
+    int64_t gauged_ns; /* all links are up; by then it is known what they cost */
     cc_peer_id prepared_peer;
     int event_fd, event_write_fd;
     bool event_raised;
@@ -53,6 +57,9 @@ cc__group *cc__context_group(cc_context *context, uint32_t id, bool create);
 /* Passes on what groups have left: finished operations, reports, readiness. */
 void cc__context_collect(cc_context *context);
 void cc__context_drop_strangers(cc_context *context);
+/* As cc_group_close. */
+void cc__context_close_group(cc_context *context, uint32_t id);
+bool cc__context_has_closed(const cc_context *context, uint32_t id);
 /* As cc_prepare. */
 cc_status cc__context_rehearse(cc_context *context, uint32_t serial, const cc_member *members,
                                uint32_t count);

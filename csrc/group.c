@@ -232,6 +232,8 @@ static void hear_news(cc__group *group, uint32_t member) {
     }
     if (news->aborted == group->epoch)
         cc__group_seal(group, (cc_cause)news->abort.cause, NULL, 0, "");
+    if (news->goodbye)
+        cc__group_on_evidence(group, group->member_links[member], CC_EVIDENCE_GOODBYE);
 }
 
 static cc_status connect_members(cc__group *group) {
@@ -343,6 +345,7 @@ void cc__group_on_frame(cc__group *group, cc__link *link, const cc__frame *frame
     if (found < 0 || group->state == CC__GROUP_ENDED) return;
     uint32_t member = (uint32_t)found;
     if (cc__pair_is_frame(frame)) cc__pair_on_frame(group, member, frame);
+    if (frame->type == CC__BYE) hear_news(group, member);
     if (frame->epoch != group->epoch) return;
     switch (frame->type) {
     case CC__INSTALLED:

@@ -46,6 +46,17 @@ const cc__news *cc__link_news(const cc__link *link, uint32_t group) {
     return &nothing;
 }
 
+void cc__link_forget(cc__link *link, uint32_t group) {
+    for (uint32_t i = 0; i < link->n_news; i++)
+        if (link->news[i].group == group) link->news[i--] = link->news[--link->n_news];
+}
+
+void cc__links_decline(cc__links *links, cc__link *link, uint32_t group) {
+    cc__frame bye = {.type = CC__BYE, .group = group};
+    cc__links_send(links, link, &bye, NULL);
+    cc__link_forget(link, group);
+}
+
 /* What the link itself has to know of a frame that is complete. Returns whether to pass it on. */
 static bool note_frame(cc__links *links, cc__channel *channel) {
     cc__link *link = channel->link;
@@ -54,6 +65,11 @@ static bool note_frame(cc__links *links, cc__channel *channel) {
     switch (frame->type) {
     case CC__BEAT: return false;
     case CC__BYE:
+        if (frame->group) {
+            news = news_of(link, frame->group);
+            if (news) news->goodbye = true;
+            return news != NULL;
+        }
         link->goodbye = true;
         cc__links_break(links, link, CC_EVIDENCE_GOODBYE, CC_CLOSED);
         return false;

@@ -50,6 +50,7 @@ typedef struct cc__news {
     uint64_t installed; /* the highest epoch it has installed */
     uint64_t aborted;   /* the highest it has sealed, and why: */
     cc__abort_payload abort;
+    bool goodbye; /* it closed the group */
 } cc__news;
 
 struct cc__link {
@@ -167,5 +168,8 @@ cc_network cc__links_network(const cc__links *links);
 
 /* What the peer said of a group; zeros if nothing. */
 const cc__news *cc__link_news(const cc__link *link, uint32_t group);
+void cc__link_forget(cc__link *link, uint32_t group);
+/* Tells a peer that this one closed a group, and forgets what the peer said of it. */
+void cc__links_decline(cc__links *links, cc__link *link, uint32_t group);
 
 #endif

@@ -18,7 +18,7 @@ typedef enum cc__frame_type {
     CC__DATA,      /* an operation's data, on a bulk stream */
     CC__VOTE,      /* I am done with all operations of this lane up to this one */
     CC__ABORT,     /* I have sealed this epoch; payload: cc__abort_payload */
-    CC__BYE,       /* I close */
+    CC__BYE,       /* I close this group; 0: all of them */
     CC__OFFER,     /* point to point: I have a message for you; with its data, if that is short */
     CC__ACCEPT,    /* its data may come */
     CC__TAKEN,     /* I have it, or do not want it */

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from collectives.config import LAN, Timeouts
 from collectives.coordinator.group import Group
-from collectives.coordinator.standing import NEVER
+from collectives.coordinator.opening import Opening
+from collectives.coordinator.standing import NEVER, Standing
 from collectives.messages import (
     PROTOCOL_VERSION,
     Bye,
@@ -22,15 +23,18 @@ from collectives.messages import (
     Installed,
     Join,
     Message,
+    Opened,
     Ping,
     Pong,
     Prepared,
     Refused,
     Report,
+    Subgroup,
     ToPeer,
 )
 
 GROUPS_MAX = 1024
+_TOO_MANY = f"the coordinator has {GROUPS_MAX} groups and takes no more"
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,10 @@ class Core:
     def __init__(self, seed_random: random.Random, timeouts: Timeouts = LAN) -> None:
         self._random = seed_random
         self._timeouts = timeouts
-        self._groups: dict[str, Group] = {}
-        self._numbers: dict[int, Group] = {}
+        self._names: dict[str, Group] = {}  # those that can be joined
+        self._groups: dict[int, Group] = {}  # by number, subgroups too
+        self._openings: dict[bytes, Opening] = {}
+        self._subgroups: dict[bytes, Group] = {}
         self._serial = 0
         self._next_number = 1
         self._out: list[Send] = []
@@ -84,6 +90,8 @@ class Core:
             for group in self._groups.values():
                 if now >= group.deadline():
                     group.tick(now)
+        self._spread_losses(now)
+        self._tend_subgroups(now)
         out, self._out = self._out, []
         return out
 
@@ -105,15 +113,18 @@ class Core:
             self._send(peer, Pong())
             for group in self._groups.values():
                 group.ping(peer)
+        elif isinstance(message, Subgroup):
+            self._ask_subgroup(peer, message)
         elif isinstance(message, Bye):
             for group in self._groups.values():
-                group.bye(peer, now)
+                if message.group in (0, group.number):
+                    group.bye(peer, now)
         # Whatever else decodes is what a coordinator says: not for us, and harmless.
 
     def _about_a_group(
         self, peer: bytes, message: Prepared | Report | Installed, now: float
     ) -> None:
-        group = self._numbers.get(message.group)
+        group = self._groups.get(message.group)
         if group is None:
             if isinstance(message, Report):
                 reason = (
@@ -137,11 +148,11 @@ class Core:
         elif join.id != peer:
             reason = "the message names another peer than the connection it came by"
         else:
-            group = self._groups.get(join.group) or self._open(join.group)
+            group = self._names.get(join.group) or self._open(join.group)
             if group is not None:
                 group.join(join, self._next_serial, now)
                 return
-            reason = f"the coordinator has {GROUPS_MAX} groups and takes no more"
+            reason = _TOO_MANY
         self._send(peer, Refused(reason))
 
     def _next_serial(self) -> int:
@@ -149,14 +160,77 @@ class Core:
         return self._serial
 
     def _open(self, name: str) -> Group | None:
+        token = self._random.getrandbits(128).to_bytes(16, "big")
+        group = self._make(name, token)
+        if group is not None:
+            self._names[name] = group
+        return group
+
+    def _make(self, name: str, token: bytes) -> Group | None:
         """A new group. With too many of them, one that nobody is in makes room."""
         if len(self._groups) >= GROUPS_MAX:
             idle = next((group for group in self._groups.values() if group.idle), None)
             if idle is None:
                 return None
-            del self._groups[idle.name], self._numbers[idle.number]
-        token = self._random.getrandbits(128).to_bytes(16, "big")
+            self._drop(idle)
         group = Group(name, self._next_number, token, self._timeouts, self._send)
         self._next_number += 1
-        self._groups[name] = self._numbers[group.number] = group
+        self._groups[group.number] = group
         return group
+
+    def _drop(self, group: Group) -> None:
+        self._groups.pop(group.number, None)
+        if self._names.get(group.name) is group:
+            del self._names[group.name]
+
+    # ---- subgroups -------------------------------------------------------------------------------
+
+    def _ask_subgroup(self, peer: bytes, request: Subgroup) -> None:
+        formed = self._subgroups.get(request.key)
+        if formed is not None:
+            if peer in formed.present:
+                self._send(peer, Opened(request.key, formed.number))
+            return
+        parent = self._groups.get(request.parent)
+        if parent is None:
+            self._send(peer, Opened(request.key, 0, f"there is no group number {request.parent}"))
+            return
+        opening = self._openings.get(request.key) or Opening(parent, request)
+        reason = opening.refuse(peer, request)
+        if reason is not None:
+            self._send(peer, Opened(request.key, 0, reason))
+            return
+        self._openings[request.key] = opening
+        opening.ask(peer)
+
+    def _tend_subgroups(self, now: float) -> None:
+        """Forms those whose members are all there; forgets those that are over."""
+        for opening in list(self._openings.values()):
+            members = opening.ready()
+            if members:
+                self._form_subgroup(opening, members, now)
+            if members or not opening.parent.members:
+                del self._openings[opening.key]
+        for key, group in list(self._subgroups.items()):
+            if group.idle:
+                del self._subgroups[key]
+                self._drop(group)
+
+    def _form_subgroup(self, opening: Opening, members: list[Standing], now: float) -> None:
+        parent = opening.parent
+        group = self._make(f"{parent.name}/{self._next_number}", parent.token)
+        for standing in members:
+            number, reason = (group.number, "") if group else (0, _TOO_MANY)
+            self._send(standing.member.id, Opened(opening.key, number, reason))
+        if group is not None:
+            self._subgroups[opening.key] = group
+            group.form_of(members, now)
+
+    def _spread_losses(self, now: float) -> None:
+        """Who is evicted from one group is a member of none."""
+        losses = [loss for group in self._groups.values() for loss in group.take_losses()]
+        while losses:
+            for peer, reason in losses:
+                for group in self._groups.values():
+                    group.lose(peer, reason, now)
+            losses = [loss for group in self._groups.values() for loss in group.take_losses()]

@@ -1,9 +1,9 @@
 """One group's membership: who waits, who is a member, and the way from one epoch to the next.
 
 A group is in one of two moods. *Forming*: it has no members, and joiners gather until they are
-`size`. *Running*: it has members of one epoch; their reports are collected until that epoch is
-settled, and then the next one is published. A group whose members all left or died forms anew, with
-its epoch numbers going on from where they were.
+`size` and have all prepared for each other. *Running*: it has members of one epoch; their reports
+are collected until that epoch is settled, and then the next one is published. A group whose members
+all left or died forms anew, with its epoch numbers going on from where they were.
 
 Every method takes the time and may send; nothing here blocks, sleeps or reads a clock. All of it is
 idempotent, because peers and coordinator repeat whatever was not acknowledged.
@@ -13,15 +13,17 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from collectives.config import Timeouts
 from collectives.coordinator import decide, records
+from collectives.coordinator.lobby import Joiner, Lobby
 from collectives.coordinator.standing import (
     NEVER,
-    Joiner,
     Standing,
     accused,
     broken_links,
+    describe,
     settled_at,
 )
 from collectives.messages import (
@@ -29,7 +31,6 @@ from collectives.messages import (
     Evicted,
     Installed,
     Join,
-    Member,
     Outcome,
     Pending,
     Prepared,
@@ -42,7 +43,6 @@ from collectives.messages import (
 
 REPEAT_S = 0.5
 FORMER_MAX = 4096
-PREPARE_FAILURES_MAX = 3
 
 
 class Group:
@@ -64,12 +64,14 @@ class Group:
         self.settings: Join | None = None  # the JOIN that fixed them
         self.record: Epoch | None = None  # the last one published, of whatever lineage
         self.members: dict[bytes, Standing] = {}
-        self.joiners: dict[bytes, Joiner] = {}  # in the order of arrival
         self.former: OrderedDict[bytes, Evicted] = OrderedDict()
         self.held = False
         self.strikes: frozenset[decide.Pair] = frozenset()
         self.unreached: set[bytes] = set()  # members that a joiner could not reach
         self.pending = 0
+        self.closing = False  # a member was lost elsewhere: all others are to report
+        self.losses: list[tuple[bytes, str]] = []  # who was evicted, and why
+        self.lobby = Lobby(lambda joiner: self._welcome(joiner.join.id, joiner.serial))
 
     @property
     def epoch(self) -> int:
@@ -91,14 +93,14 @@ class Group:
 
     @property
     def idle(self) -> bool:
-        return not self.members and not self.joiners
+        return not self.members and not self.lobby.joiners
 
     # ---- what peers say --------------------------------------------------------------------------
 
     def heard(self, peer: bytes, now: float) -> None:
-        for table in (self.members, self.joiners):
-            if peer in table:
-                table[peer].heard = now
+        known = self.members.get(peer) or self.lobby.joiners.get(peer)
+        if known is not None:
+            known.heard = now
 
     def join(self, join: Join, serial: Callable[[], int], now: float) -> None:
         if join.id in self.former:
@@ -107,38 +109,42 @@ class Group:
             self._welcome(join.id, standing.member.serial)
             if not standing.installed:
                 self._publish_to(standing, now)
-        elif join.id in self.joiners:
-            self._welcome(join.id, self.joiners[join.id].serial)
+        elif join.id in self.lobby.joiners:
+            self._welcome(join.id, self.lobby.joiners[join.id].serial)
         else:
             if self.idle:
                 self.settings = join
-            waiting = [joiner.join for joiner in self.joiners.values()]
+            waiting = [joiner.join for joiner in self.lobby.joiners.values()]
             reason = records.objection(self.settings or join, join, waiting, bool(self.members))
             if reason is not None:
                 self.send(join.id, Refused(reason))
                 return
-            self.joiners[join.id] = Joiner(join, serial(), now)
-            self._welcome(join.id, self.joiners[join.id].serial)
+            joiner = self.lobby.joiners[join.id] = Joiner(join, serial(), now)
             self._form(now)
+            if join.id in self.lobby.joiners and join.id not in self.lobby.candidates:
+                self._welcome(join.id, joiner.serial)
 
     def prepared(self, peer: bytes, message: Prepared, now: float) -> None:
-        joiner = self.joiners.get(peer)
-        if joiner is None or message.epoch != self.epoch or not self.members:
+        joiner = self.lobby.joiners.get(peer)
+        if joiner is None or message.round != self.lobby.round:
             return
         if message.ok:
-            joiner.reached |= self.members.keys()
-            joiner.failures = 0
+            peers = self.members.keys() or self.lobby.candidates.keys()
+            self.lobby.has_reached(joiner, peers, (message.latency_ns, message.bytes_per_s))
             self.unreached.clear()
         else:
             self._not_prepared(joiner, message, now)
         self._recount()
+        self._form(now)
         self.settle(now)
 
     def report(self, peer: bytes, message: Report, now: float) -> None:
         standing = self.present.get(peer)
         if standing is None:
-            if peer not in self.joiners:
-                self.send(peer, self.former.get(peer) or self._stranger())
+            if peer not in self.lobby.joiners:
+                text = f"this peer is not a member of group {self.name!r}"
+                stranger = Evicted(self.number, self.epoch, False, text)
+                self.send(peer, self.former.get(peer, stranger))
             return
         if message.epoch < self.epoch:
             self._publish_to(standing, now)
@@ -187,8 +193,9 @@ class Group:
             self.send(peer, self.former[peer])
 
     def bye(self, peer: bytes, now: float) -> None:
-        if self.joiners.pop(peer, None) is not None:
+        if self.lobby.joiners.pop(peer, None) is not None:
             self._recount()
+            self._form(now)
         standing = self.present.get(peer)
         if standing is not None:
             standing.gone = True
@@ -198,11 +205,9 @@ class Group:
     # ---- time ------------------------------------------------------------------------------------
 
     def tick(self, now: float) -> None:
-        lost = [p for p, j in self.joiners.items() if now >= j.heard + self.timeouts.joiner_lost]
-        for peer in lost:
-            del self.joiners[peer]
-        if lost:
+        if self.lobby.silent(now, self.timeouts.joiner_lost):
             self._recount()
+            self._form(now)
         for standing in self.present.values():
             if now >= standing.remind_at and self._owes_an_answer(standing):
                 self._remind(standing, now)
@@ -210,7 +215,8 @@ class Group:
 
     def deadline(self) -> float:
         """When `tick` wants to be called; NEVER if nothing is under way."""
-        times = [joiner.heard + self.timeouts.joiner_lost for joiner in self.joiners.values()]
+        joiners = self.lobby.joiners.values()
+        times = [joiner.heard + self.timeouts.joiner_lost for joiner in joiners]
         present = self.present.values()
         times += [s.remind_at for s in present if self._owes_an_answer(s)]
         if self._doubted() and present:
@@ -255,7 +261,7 @@ class Group:
         ready: list[Joiner] = []
         if boundary is not None:
             staying = reports.keys() - boundary.leavers
-            ready = [joiner for joiner in self.joiners.values() if joiner.reached >= staying]
+            ready = self.lobby.ready(staying)
             if self._too_small(len(staying) + len(ready), boundary):
                 self._hold(reports, now)
                 return
@@ -291,7 +297,7 @@ class Group:
         assert self.record is not None
         for peer in boundary.leavers:
             self._evict(self.members[peer], "it left the group", left=True)
-        joiners = [(joiner.join, joiner.serial) for joiner in ready]
+        joiners = [joiner.arrival for joiner in ready]
         record = records.after_boundary(self.record, reports, boundary.leavers, joiners)
         if record is None:
             self._dissolve("all members left", now)
@@ -299,26 +305,51 @@ class Group:
             self._publish(record, now)
 
     def _form(self, now: float) -> None:
-        """The first epoch, or the first of a new lineage, once enough wait."""
-        assert self.settings is not None
-        size = self.settings.size
-        if not self.members and len(self.joiners) >= size:
-            first = [(joiner.join, joiner.serial) for joiner in self.joiners.values()][:size]
-            self._publish(records.formed(self.number, self.record, first), now)
+        """The first epoch, or the first of a new lineage, once enough wait and have prepared for
+        each other."""
+        if self.members or self.settings is None:
+            return
+        arrivals = self.lobby.gather(self.settings.size)
+        if arrivals:
+            self._publish(records.formed(self.number, self.record, arrivals), now)
 
-    def _publish(self, record: Epoch, now: float) -> None:
+    def form_of(self, standings: list[Standing], now: float) -> None:
+        """The first epoch of a subgroup: of these members of another group, in this order."""
+        record = records.formed_of(self.number, [standing.member for standing in standings])
+        self._publish(record, now, {standing.member.id: standing for standing in standings})
+
+    def lose(self, peer: bytes, reason: str, now: float) -> None:
+        """A peer was evicted from another group: from this one as well."""
+        if peer in self.present:
+            self._evict(self.members[peer], reason)
+            self.closing = True
+            self._call_for_reports(now)
+            self.settle(now)
+
+    def take_losses(self) -> list[tuple[bytes, str]]:
+        """Who was evicted since the last call, and why; not who left."""
+        losses, self.losses = self.losses, []
+        return losses
+
+    def _publish(
+        self, record: Epoch, now: float, others: Mapping[bytes, Standing] | None = None
+    ) -> None:
         records.assert_follows(self.record, record)
-        heard = {peer: standing.heard for peer, standing in self.members.items()}
-        for peer in [member.id for member in record.members if member.id in self.joiners]:
-            heard[peer] = self.joiners.pop(peer).heard
-        self.record = record
-        self.members = {m.id: Standing(m, heard[m.id], now) for m in record.members}
+        known: dict[bytes, Joiner | Standing] = {**self.lobby.joiners, **self.members}
+        known |= others or {}
+        latency, bandwidth = records.worst(known[m.id].network for m in record.members)
+        self.record = replace(record, latency_ns=latency, bytes_per_s=bandwidth)
+        self.members = {
+            m.id: Standing(m, known[m.id].heard, now, known[m.id].network) for m in record.members
+        }
+        for peer in self.members.keys() & self.lobby.joiners.keys():
+            del self.lobby.joiners[peer]
+        self.lobby.candidates = {}
+        self.closing = False
         self.unreached.clear()
         for standing in self.members.values():
             self._publish_to(standing, now)
-        for peer, joiner in self.joiners.items():
-            joiner.failures = 0
-            self._welcome(peer, joiner.serial)
+        self.lobby.next_round(self.lobby.joiners.values(), anew=False)
         self._recount(tell=bool(self.pending))
 
     def _dissolve(self, reason: str, now: float) -> None:
@@ -330,45 +361,30 @@ class Group:
         self.strikes = frozenset()
         self.unreached.clear()
         self.pending = 0
-        for joiner in self.joiners.values():
-            joiner.failures = 0
-            joiner.reached.clear()
-        if self.joiners:
-            self._form(now)
-        if not self.members:
-            for peer, joiner in self.joiners.items():
-                self._welcome(peer, joiner.serial)
+        self.lobby.next_round(self.lobby.joiners.values(), anew=True)
+        self._form(now)
 
     # ---- pieces ----------------------------------------------------------------------------------
 
     def _not_prepared(self, joiner: Joiner, message: Prepared, now: float) -> None:
-        """A joiner that cannot reach a living member is given up; if the member is silent here as
-        well, it is probably dead, and the joiner waits for the members to find out."""
-        at_fault = self.members.get(message.peer)
-        if at_fault is not None:
-            if at_fault.gone:
+        """A joiner that cannot reach a living member is given up, and of two candidates one is."""
+        member = self.members.get(message.peer)
+        if member is not None:
+            if member.gone:
                 self._welcome(joiner.join.id, joiner.serial)  # to prepare for those who are left
                 return
             self.unreached.add(message.peer)
-            silent = at_fault.heard <= joiner.failed_at
-            joiner.failed_at = now
-            if silent:
-                return
-        joiner.failures += 1
-        if joiner.failures < PREPARE_FAILURES_MAX:
-            return
-        whom = message.peer.hex() if at_fault is None else self._describe(at_fault.member)
-        del self.joiners[joiner.join.id]
-        self.send(
-            joiner.join.id,
-            Refused(f"this peer could not reach {whom}: {message.reason}"[:512]),
+        given_up = self.lobby.has_failed(
+            joiner, member or self.lobby.candidates.get(message.peer), now
         )
+        if given_up is not None:
+            gone, why = given_up
+            self.send(gone.join.id, Refused(f"{why}: {message.reason}"[:1024]))
 
     def _recount(self, tell: bool = False) -> None:
         """Tells the members how many joiners are prepared, if that has changed."""
         present = self.present
-        ready = [joiner for joiner in self.joiners.values() if joiner.reached >= present.keys()]
-        pending = len(ready) if present else 0
+        pending = len(self.lobby.ready(present)) if present else 0
         if pending != self.pending or tell:
             self.pending = pending
             for peer in present:
@@ -377,36 +393,30 @@ class Group:
     def _doubted(self) -> bool:
         """Whether a joiner could not reach the members: if they all are silent here too, the
         group is no more."""
-        return bool(self.unreached) and bool(self.joiners)
+        return bool(self.unreached) and bool(self.lobby.joiners)
 
     def _evict(self, standing: Standing, reason: str, left: bool = False) -> None:
         standing.gone = True
         peer = standing.member.id
-        who = self._describe(standing.member)
+        who = describe(standing.member)
         text = reason if left else f"{who} is no longer a member of group {self.name!r}: {reason}"
         self._remember(peer, Evicted(self.number, self.epoch, left, text[:1024]))
         self.send(peer, self.former[peer])
+        if not left:
+            self.losses.append((peer, reason))
 
     def _remember(self, peer: bytes, evicted: Evicted) -> None:
         self.former[peer] = evicted
         while len(self.former) > FORMER_MAX:
             self.former.popitem(last=False)
 
-    def _stranger(self) -> Evicted:
-        return Evicted(
-            self.number, self.epoch, False, f"this peer is not a member of group {self.name!r}"
-        )
-
-    def _describe(self, member: Member) -> str:
-        name = f" ({member.name!r})" if member.name else ""
-        return f"the peer of rank {member.rank}{name} at {member.address}"
-
     def _welcome(self, peer: bytes, serial: int) -> None:
         members = tuple(standing.member for standing in self.present.values())
-        self.send(
-            peer,
-            Welcome(self.number, serial, self.token, self.epoch, len(self.joiners), members),
-        )
+        lobby = self.lobby
+        if not self.members and peer in lobby.candidates:
+            members = records.candidates([each.arrival for each in lobby.candidates.values()])
+        state = self.number, serial, self.token, self.epoch, lobby.round, len(lobby.joiners)
+        self.send(peer, Welcome(*state, members))
 
     def _publish_to(self, standing: Standing, now: float) -> None:
         assert self.record is not None
@@ -414,19 +424,19 @@ class Group:
         self.send(standing.member.id, self.record)
 
     def _call_for_reports(self, now: float) -> None:
-        """The first report has come: all others are to seal and report as well."""
+        """The epoch is being closed: all others are to seal and report as well."""
         for peer, standing in self.present.items():
             if standing.report is None:
                 standing.remind_at = now + REPEAT_S
                 self.send(peer, Seal(self.number, self.epoch))
 
     def _owes_an_answer(self, standing: Standing) -> bool:
-        sealing = self.first_report != NEVER
+        sealing = self.closing or self.first_report != NEVER
         return not standing.installed or (sealing and standing.report is None)
 
     def _remind(self, standing: Standing, now: float) -> None:
         if not standing.installed:
             self._publish_to(standing, now)
-        if self.first_report != NEVER:
+        if self.closing or self.first_report != NEVER:
             standing.remind_at = now + REPEAT_S
             self.send(standing.member.id, Seal(self.number, self.epoch))

@@ -7,13 +7,16 @@ boundary.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 
 from collectives.coordinator import decide
 from collectives.messages import MEMBERS_MAX, NO_PEER, Cause, Epoch, Join, Member, Outcome
 
 _RETRIED = (Cause.LOST, Cause.LINK)
 """A program that called different operations, or whose time is over, would only fail again."""
+
+LATENCY_NS_MAX = 1 << 63  # the greatest power of two that fits into a record
 
 Arrival = tuple[Join, int]
 """Who joins, and as the how-manieth it came."""
@@ -71,6 +74,21 @@ def formed(number: int, last: Epoch | None, arrivals: Sequence[Arrival]) -> Epoc
             Outcome(lane.lane, lane.failed, lane.failed, lane.failed)
             for lane in (last.lanes if last else ())
         ),
+    )
+
+
+def formed_of(number: int, members: Sequence[Member]) -> Epoch:
+    """The first record of a subgroup."""
+    return Epoch(
+        group=number,
+        epoch=1,
+        cause=Cause.FORMED,
+        world=len(members),
+        min_size=1,
+        lost=NO_PEER,
+        lost_rank=0,
+        members=tuple(replace(member, rank=rank) for rank, member in enumerate(members)),
+        lanes=(),
     )
 
 
@@ -141,6 +159,23 @@ def after_boundary(
         members=members,
         lanes=decide.outcomes(reports, decide.by_lane(last), retry=True),
     )
+
+
+def worst(networks: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    """The greatest latency and the least bandwidth that are known, each rounded to a power of two
+    (the worse one), so that records rarely differ in them; 0: not known."""
+    networks = list(networks)
+    latency = min(max((latency for latency, _ in networks), default=0), LATENCY_NS_MAX)
+    bandwidth = min((bandwidth for _, bandwidth in networks if bandwidth), default=0)
+    return (
+        1 << (latency - 1).bit_length() if latency else 0,
+        1 << bandwidth.bit_length() - 1 if bandwidth else 0,
+    )
+
+
+def candidates(joiners: Sequence[Arrival]) -> tuple[Member, ...]:
+    """Those who may form a group, for each other to prepare for."""
+    return tuple(_member(joiner, rank) for rank, joiner in enumerate(joiners))
 
 
 def assert_follows(last: Epoch | None, record: Epoch) -> None:

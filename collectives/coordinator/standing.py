@@ -1,4 +1,4 @@
-"""What the coordinator keeps about each peer of a group: one who waits, and one who is a member."""
+"""What the coordinator keeps about each member of a group."""
 
 from __future__ import annotations
 
@@ -10,23 +10,13 @@ from collectives.coordinator.decide import Pair
 from collectives.messages import EvidenceKind, Join, Member, Report
 
 NEVER = float("inf")
+Network = tuple[int, int]
+"""What the slowest of some links costs: nanoseconds of latency, bytes per second; 0: not known."""
 FATAL = (EvidenceKind.REFUSED, EvidenceKind.GOODBYE)
 """Evidence that suffices, whoever has it, against a member that has not reported."""
 UNACCUSED_FACTOR = 15
 """A member that did not report though not all accuse it has this many times the dead time: its
 interpreter may be busy, or it is cut off from the coordinator alone."""
-
-
-@dataclass
-class Joiner:
-    """Someone who waits to be let in."""
-
-    join: Join
-    serial: int
-    heard: float
-    reached: set[bytes] = field(default_factory=set)
-    failures: int = 0
-    failed_at: float = -NEVER
 
 
 @dataclass
@@ -36,12 +26,20 @@ class Standing:
     member: Member
     heard: float
     remind_at: float  # when to repeat what it has not answered
+    network: Network = (0, 0)  # of its links to those who were members when it came
     installed: bool = False
     ready: bool = False
     report: Report | None = None
     reported_at: float = NEVER
     evidence: dict[bytes, set[EvidenceKind]] = field(default_factory=dict)
     gone: bool = False  # said BYE, was evicted, or found dead while a boundary was held
+
+
+def describe(peer: Member | Join) -> str:
+    """A member, or who waits to be one, for people."""
+    name = f" ({peer.name!r})" if peer.name else ""
+    rank = f" of rank {peer.rank}" if isinstance(peer, Member) else ""
+    return f"the peer{rank}{name} at {peer.address}"
 
 
 def settled_at(members: Mapping[bytes, Standing], timeouts: Timeouts) -> float:

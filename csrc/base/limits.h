@@ -3,12 +3,13 @@
 #ifndef CC_BASE_LIMITS_H
 #define CC_BASE_LIMITS_H
 
-#define CC_MEMBERS_MAX 1024u /* of one group */
-#define CC_GROUPS_MAX 64u    /* of one context */
-#define CC_LANES_MAX 16u     /* of one group */
-#define CC_INFLIGHT_MAX 64u  /* operations open at once in one lane */
-#define CC_STREAMS_MAX 16u   /* bulk connections of one link */
-#define CC_SEGMENT_MIN 64u   /* payload bytes of one bulk frame */
+#define CC_MEMBERS_MAX 1024u      /* of one group */
+#define CC_GROUPS_MAX 64u         /* of one context */
+#define CC_CLOSED_GROUPS_MAX 256u /* closed ones that a context remembers */
+#define CC_LANES_MAX 16u          /* of one group */
+#define CC_INFLIGHT_MAX 64u       /* operations open at once in one lane */
+#define CC_STREAMS_MAX 16u        /* bulk connections of one link */
+#define CC_SEGMENT_MIN 64u        /* payload bytes of one bulk frame */
 #define CC_SEGMENT_MAX (1u << 20)
 #define CC_EAGER_BYTES 16384u /* payload of one eager frame */
 #define CC_EAGER_SLOTS 8u     /* operations a peer may be ahead with eager data, per lane */

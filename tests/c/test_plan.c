@@ -6,7 +6,7 @@
  * a wrong order of operands, a lost or doubled input, and a byte that was overwritten before it was
  * read all change the result. Expected values come from the definitions (left fold, ring fold,
  * tree), not from plans. */
-#include "tests/c/plan_world.h"
+#include "tests/c/plan_world_build.h"
 
 #include <inttypes.h>
 #include <string.h>

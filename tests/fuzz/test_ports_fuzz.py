@@ -63,7 +63,7 @@ def who(worker: Worker) -> tuple[str, bytes, bytes]:
     """A call: the address that others dial, the id, the token of the run."""
     comm = worker.comm
     me = next(member for member in comm._current().members if member.id == comm._id)
-    welcome = comm._agent._welcome
+    welcome = comm._agent._joiner.welcome
     assert welcome is not None
     return me.address, comm._id, welcome.token
 
@@ -71,7 +71,6 @@ def who(worker: Worker) -> tuple[str, bytes, bytes]:
 def work_until_told(worker: Worker, path: str) -> tuple[int, int]:
     """A call: sums until a file is there, all members alike. Any error is one too many."""
     comm, number = worker.comm, 0
-    worker.note("begun")
     epoch = comm.epoch
     while True:
         number += 1
@@ -80,6 +79,8 @@ def work_until_told(worker: Worker, path: str) -> tuple[int, int]:
         if comm.all_reduce(x, op="max", algorithm="direct")[0]:
             large.wait()
             return number, comm.epoch - epoch
+        if number == 1:
+            worker.note("begun")
         assert (large.wait() == number * comm.size).all()
 
 

@@ -33,6 +33,8 @@ class FakeCore:
     def __init__(self) -> None:
         self.told: list[tuple[str, Any]] = []
         self.reachable = True
+        self.network = (0, 0)  # what a rehearsal measures
+        self.holding = False  # whether rehearsals last until `rehearsed` is called
         self._events: deque[a.Event] = deque()
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
@@ -60,17 +62,25 @@ class FakeCore:
 
     def prepare(self, serial: int, members: Sequence[m.Member]) -> None:
         self.told.append(("prepare", (serial, tuple(members))))
-        bad = a.Prepared(False, members[0].id, "refused")
-        self.push(a.Prepared(True) if self.reachable else bad)
+        if not self.holding:
+            self.rehearsed(members[0].id)
 
-    def set_pending(self, joiners: int) -> None:
+    def rehearsed(self, at_fault: bytes = m.NO_PEER) -> None:
+        latency_ns, bytes_per_s = self.network
+        good = a.Prepared(True, latency_ns=latency_ns, bytes_per_s=bytes_per_s)
+        self.push(good if self.reachable else a.Prepared(False, at_fault, "refused"))
+
+    def set_pending(self, group: int, joiners: int) -> None:
         self.told.append(("pending", joiners))
 
-    def seal(self, epoch: int) -> None:
+    def seal(self, group: int, epoch: int) -> None:
         self.told.append(("seal", epoch))
 
-    def expel(self, status_name: str, reason: str) -> None:
+    def expel(self, group: int, status_name: str, reason: str) -> None:
         self.told.append(("expel", (status_name, reason)))
+
+    def close_group(self, group: int) -> None:
+        self.told.append(("close_group", group))
 
     def next_event(self) -> a.Event | None:
         if not self._events:
@@ -107,7 +117,7 @@ class Peer:
         )
 
     def seal(self, **other: Any) -> m.Report:
-        current = self.agent.current
+        current = self.agent.root.current
         assert current is not None
         fields: dict[str, Any] = {
             "group": current.group,
@@ -158,6 +168,6 @@ class Script:
         self.hear(m.Join)
         member = m.Member(to.join.id, 0, 1, 1, address, "")
         record = m.Epoch(1, epoch, m.Cause.FORMED, 1, 1, m.NO_PEER, 0, (member,), ())
-        self.say(to, m.Welcome(1, 1, b"t" * 16, 0, 1, ()), record)
+        self.say(to, m.Welcome(1, 1, b"t" * 16, 0, 0, 1, ()), record)
         assert self.hear(m.Installed) == m.Installed(1, epoch, False)
         return record

@@ -25,6 +25,7 @@ class Stage:
         self.size, self.min_size = size, min_size
         self.now = 100.0
         self.said: dict[str, list[m.Message]] = {}
+        self.welcomes: dict[str, list[m.Welcome]] = {}  # all there were
 
     def say(self, who: str, message: m.Message) -> dict[str, list[m.Message]]:
         return self._take(Received(pid(who), message))
@@ -45,7 +46,10 @@ class Stage:
         for action in self.core.step(event, self.now):
             sent = m.decode(m.encode(action.message))
             assert sent == action.message
-            self.said.setdefault(chr(action.peer[0]), []).append(sent)
+            who = chr(action.peer[0])
+            self.said.setdefault(who, []).append(sent)
+            if isinstance(sent, m.Welcome):
+                self.welcomes.setdefault(who, []).append(sent)
         return self.said
 
     def join(self, who: str, **other: Any) -> dict[str, list[m.Message]]:
@@ -67,6 +71,8 @@ class Stage:
     def form(self, letters: str) -> m.Epoch:
         for who in letters:
             self.join(who)
+        for who in letters:
+            self.rehearse(who)
         record = self.record(letters[0])
         for who in letters:
             self.say(who, m.Installed(1, record.epoch, False))
@@ -86,9 +92,24 @@ class Stage:
         against = tuple(m.Evidence(pid(letter), kind) for letter, kind in evidence.items())
         return self.say(who, m.Report(1, epoch, cause, boundary, wants, marks, against))
 
+    def rehearse(self, *letters: str, **other: Any) -> dict[str, list[m.Message]]:
+        """Lets joiners answer the WELCOME they got last: see `answer`."""
+        for who in letters:
+            self.answer(who, self.welcomes[who][-1], **other)
+        return self.said
+
     def prepare(self, who: str, epoch: int, fault: str = "") -> dict[str, list[m.Message]]:
-        peer = pid(fault) if fault else m.NO_PEER
-        return self.say(who, m.Prepared(1, epoch, not fault, peer, "refused" if fault else ""))
+        """Lets a joiner answer the last WELCOME that it got in this epoch."""
+        asked = [welcome for welcome in self.welcomes[who] if welcome.epoch == epoch]
+        return self.answer(who, asked[-1], fault)
+
+    def answer(
+        self, who: str, asked: m.Welcome, fault: str = "", network: tuple[int, int] = (0, 0)
+    ) -> dict[str, list[m.Message]]:
+        """Says PREPARED: everybody was reached, or not the one at fault."""
+        peer, why = (pid(fault), "refused") if fault else (m.NO_PEER, "")
+        told = m.Prepared(asked.group, asked.round, not fault, peer, why, *network)
+        return self.say(who, told)
 
     def record(self, who: str) -> m.Epoch:
         """The last EPOCH among what was said to someone just now."""
@@ -97,6 +118,11 @@ class Stage:
     def only(self, who: str, cls: type) -> Any:
         (found,) = [word for word in self.said.get(who, []) if isinstance(word, cls)]
         return found
+
+
+def names(welcome: m.Welcome) -> str:
+    """Whom it asks to prepare for."""
+    return "".join(chr(member.id[0]) for member in welcome.members)
 
 
 def ranks(record: m.Epoch) -> dict[str, int]:

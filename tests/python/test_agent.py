@@ -73,7 +73,7 @@ def test_a_report_becomes_an_epoch_at_once(server: CoordinatorServer, peer: Make
         each.agent.wait_joined(WAIT_S)
     started = time.monotonic()
     one.seal(evidence=(m.Evidence(two.join.id, m.EvidenceKind.REFUSED),))
-    record = one.agent.wait_epoch(1)
+    record = one.agent.root.wait_epoch(1)
     # Nothing on the way waits for a timer: the shortest of them is REPORT_S.
     assert time.monotonic() - started < a.REPORT_S
     assert [member.name for member in record.members] == ["a"]
@@ -81,7 +81,7 @@ def test_a_report_becomes_an_epoch_at_once(server: CoordinatorServer, peer: Make
     ((status, reason),) = until(lambda: two.core.said("expel"))
     assert status == "EVICTED"
     assert "taken for dead" in reason
-    assert isinstance(two.agent.ended, e.Evicted)
+    assert isinstance(two.agent.root.ended, e.Evicted)
 
 
 def test_a_joiner_prepares_and_is_admitted(server: CoordinatorServer, peer: MakePeer) -> None:
@@ -89,7 +89,7 @@ def test_a_joiner_prepares_and_is_admitted(server: CoordinatorServer, peer: Make
     first = one.agent.wait_joined(WAIT_S)
     two.agent.wait_joined(WAIT_S)
     three = peer(server.url, "c")
-    until(lambda: one.agent.pending == two.agent.pending == 1)
+    until(lambda: one.agent.root.pending == two.agent.root.pending == 1)
     assert three.core.said("prepare") == [(3, first.members)]
     with pytest.raises(e.TimedOut, match=r"not admitted .* admit\(\)"):
         three.agent.wait_joined(0)
@@ -101,7 +101,7 @@ def test_a_joiner_prepares_and_is_admitted(server: CoordinatorServer, peer: Make
     record = three.agent.wait_joined(WAIT_S)
     assert record.world == 3
     assert record.lanes == (m.Outcome(0, 1, 1, 1),)
-    until(lambda: one.agent.pending == 0 and one.epochs == [1, 2])
+    until(lambda: one.agent.root.pending == 0 and one.epochs == [1, 2])
 
 
 def test_a_joiner_that_reaches_nobody_is_refused(server: CoordinatorServer, peer: MakePeer) -> None:
@@ -159,7 +159,7 @@ def test_closing_says_goodbye(server: CoordinatorServer, peer: MakePeer) -> None
     assert time.monotonic() - started < 1.0
     two.agent.close()
     one.seal()  # without evidence: only the goodbye settles it before 15 times the dead time
-    assert [member.name for member in one.agent.wait_epoch(1).members] == ["a"]
+    assert [member.name for member in one.agent.root.wait_epoch(1).members] == ["a"]
 
 
 # ---- with a scripted coordinator -----------------------------------------------------------------
@@ -189,8 +189,8 @@ def test_repeated_and_old_records_are_only_acknowledged(script: Script, peer: Ma
     for _ in range(2):
         assert script.hear(m.Installed) == m.Installed(1, 5, False)
     assert one.core.said("install") == [record]
-    one.core.push(a.Ready(4))
-    one.core.push(a.Ready(5))
+    one.core.push(a.Ready(1, 4))
+    one.core.push(a.Ready(1, 5))
     assert script.hear(m.Installed) == m.Installed(1, 5, True)
     assert one.epochs == [5]
 
@@ -206,7 +206,7 @@ def test_evicted(
     script.say(one, m.Evicted(1, 1, left, "because"))
     assert until(lambda: one.core.said("expel")) == [(status, "because")]
     with pytest.raises(error, match="because"):
-        one.agent.wait_epoch(1)
+        one.agent.root.wait_epoch(1)
 
 
 def test_a_coordinator_that_stays_away(script: Script, peer: MakePeer) -> None:
@@ -219,7 +219,7 @@ def test_a_coordinator_that_stays_away(script: Script, peer: MakePeer) -> None:
     ((status, reason),) = until(lambda: one.core.said("expel"))
     assert status == "COORDINATOR_LOST"
     assert script.url in reason
-    assert isinstance(one.agent.ended, e.CoordinatorLost)
+    assert isinstance(one.agent.root.ended, e.CoordinatorLost)
     # Who has nothing to decide does not miss the coordinator.
     assert not idle.core.said("expel")
 
@@ -245,7 +245,7 @@ def test_a_name_without_address_ends_the_membership(script: Script, peer: MakePe
     script.hear(m.Join)
     member = m.Member(one.join.id, 0, 1, 1, "no-such-host.invalid:77", "")
     record = m.Epoch(1, 1, m.Cause.FORMED, 1, 1, m.NO_PEER, 0, (member,), ())
-    script.say(one, m.Welcome(1, 1, b"t" * 16, 0, 1, ()), record)
+    script.say(one, m.Welcome(1, 1, b"t" * 16, 0, 0, 1, ()), record)
     with pytest.raises(e.Evicted, match=r"no-such-host\.invalid"):
         one.agent.wait_joined(WAIT_S)
     script.hear(m.Bye)
@@ -257,7 +257,7 @@ def test_garbage_from_the_coordinator_is_dropped(script: Script, peer: MakePeer)
     for data in (b"", b"\xc1", b"x" * 1000):
         script.router.send_multipart([m.identity(one.join.id), data])
     script.say(one, m.Ping(), m.Seal(1, 99), m.Pending(9, 1), m.Evicted(7, 1, False, "other"))
-    script.say(one, m.Refused("too late"), m.Welcome(1, 1, b"u" * 16, 0, 1, ()), record)
+    script.say(one, m.Refused("too late"), m.Welcome(1, 1, b"u" * 16, 0, 0, 1, ()), record)
     assert script.hear(m.Installed).epoch == 1
     assert [name for name, _ in one.core.told] == ["token", "install"]
 
@@ -380,6 +380,6 @@ def test_a_forked_child_is_not_the_agent(server: CoordinatorServer, peer: MakePe
         finally:
             os._exit(status)
     assert os.waitpid(child, 0)[1] == 0
-    assert one.agent.ended is None
+    assert one.agent.root.ended is None
     one.seal(cause=m.Cause.DEADLINE)
-    assert one.agent.wait_epoch(1).epoch == 2
+    assert one.agent.root.wait_epoch(1).epoch == 2

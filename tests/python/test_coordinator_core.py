@@ -20,6 +20,7 @@ from coordinator_stage import (
     TIMEOUTS,
     Stage,
     epochs,
+    names,
     pid,
     ranks,
 )
@@ -29,12 +30,15 @@ from collectives import messages as m
 # ---- forming -------------------------------------------------------------------------------------
 
 
-def test_a_group_forms_when_size_peers_wait() -> None:
+def test_a_group_forms_when_size_peers_have_reached_each_other() -> None:
     stage = Stage(3)
     assert stage.join("a")["a"][0].waiting == 1  # type: ignore[union-attr]
     assert set(stage.join("b")) == {"b"}
     said = stage.join("c")
     assert set(said) == {"a", "b", "c"}
+    assert all(names(stage.only(who, m.Welcome)) == "abc" for who in "abc")
+    assert stage.rehearse("a", "b") == {}
+    stage.rehearse("c")
     record = stage.record("a")
     assert stage.record("b") == stage.record("c") == record
     assert (record.epoch, record.cause, record.world, record.lanes) == (1, m.Cause.FORMED, 3, ())
@@ -48,6 +52,7 @@ def test_rank_order_is_rank_asked_for_then_name_then_id() -> None:
     stage.join("c", name="adam")
     stage.join("e", name="adam")
     stage.join("d", rank=0)
+    stage.rehearse(*"abcde")
     assert ranks(stage.record("a")) == {"d": 0, "c": 1, "e": 2, "a": 3, "b": 4}
 
 
@@ -55,7 +60,9 @@ def test_a_repeated_join_changes_nothing() -> None:
     stage = Stage(2)
     first = stage.join("a")["a"]
     assert stage.join("a")["a"] == first
-    stage.join("b")
+    first = stage.join("b")["b"]
+    assert stage.join("b")["b"] == first
+    stage.rehearse("a", "b")
     again = stage.join("b")["b"]  # a member whose record got lost
     assert [type(word) for word in again] == [m.Welcome, m.Epoch]
     assert len(stage.core.groups) == 1
@@ -98,10 +105,11 @@ def test_a_silent_joiner_is_dropped_and_may_come_back() -> None:
     stage = Stage(2)
     stage.join("a")
     assert stage.tick(TIMEOUTS.joiner_lost) == {}
-    assert not stage.core.groups[0].joiners
+    assert not stage.core.groups[0].lobby.joiners
     stage.join("b")
     assert stage.only("b", m.Welcome).waiting == 1
     stage.join("a")
+    stage.rehearse("a", "b")
     assert ranks(stage.record("b")) == {"a": 0, "b": 1}
 
 
@@ -109,11 +117,11 @@ def test_groups_do_not_mix() -> None:
     stage = Stage(2)
     stage.join("a", group="one")
     stage.join("b", group="two")
-    said = stage.join("c", group="two")
-    assert set(said) == {"b", "c"}
-    assert stage.record("b").group == 2
-    stage.join("d", group="one")
-    assert stage.record("a").group == 1
+    assert set(stage.join("c", group="two")) == {"b", "c"}
+    assert set(stage.join("d", group="one")) == {"a", "d"}
+    for letters, number in (("bc", 2), ("ad", 1)):
+        assert set(stage.rehearse(*letters)) == set(letters)
+        assert stage.record(letters[0]).group == number
     # One token per group: a peer of one cannot shake hands with those of another.
     tokens = {group.token for group in stage.core.groups}
     assert len(tokens) == 2
@@ -123,6 +131,7 @@ def test_a_record_is_published_until_it_is_acknowledged() -> None:
     stage = Stage(2)
     stage.join("a")
     stage.join("b")
+    stage.rehearse("a", "b")
     stage.say("a", m.Installed(1, 1, False))
     said = stage.tick(1.0)
     assert [word.epoch for word in said["b"] if isinstance(word, m.Epoch)] == [1, 1]

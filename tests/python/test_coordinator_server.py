@@ -70,6 +70,12 @@ class Client:
         }
         self.send(m.Join(**{**fields, **other}))
 
+    def rehearse(self) -> None:
+        """Waits until it is told whom to reach, and says that it has."""
+        while not (welcome := self.receive(m.Welcome)).members:
+            pass
+        self.send(m.Prepared(welcome.group, welcome.round, True, m.NO_PEER, ""))
+
     def close(self) -> None:
         self.socket.close()
         self.context.term()
@@ -232,6 +238,8 @@ def test_two_groups_form_beside_each_other(server: CoordinatorServer, connect: C
     clients = {letter: connect(server.url, letter) for letter in "abcd"}
     for letter, client in clients.items():
         client.join("one" if letter in "ac" else "two")
+    for client in clients.values():
+        client.rehearse()
     records = {letter: client.receive(m.Epoch) for letter, client in clients.items()}
     assert records["a"] == records["c"]
     assert records["b"] == records["d"]
@@ -260,6 +268,8 @@ def test_what_is_not_acknowledged_is_sent_again(
     first, second = connect(server.url, "a"), connect(server.url, "b")
     first.join()
     second.join()
+    first.rehearse()
+    second.rehearse()
     record = first.receive(m.Epoch)
     assert first.receive(m.Epoch) == record
 
@@ -276,4 +286,6 @@ def test_a_peer_that_connects_again_is_found_again(
     assert new.receive(m.Welcome).waiting == 1
     other = connect(server.url, "b")
     other.join()
+    new.rehearse()
+    other.rehearse()
     assert len(new.receive(m.Epoch).members) == 2

@@ -1,0 +1,93 @@
+"""A peer's place in one group, as its agent keeps it: the record installed last, the report that is
+not answered yet, and how it ended.
+
+The agent's thread changes it; any thread may wait for it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from collectives.errors import CollectivesError, TimedOut
+from collectives.messages import Epoch, Report
+
+WAIT_SLICE_S = 0.1  # so that Ctrl-C is noticed
+
+
+class Seat:
+    """A place in a group.
+
+    Attributes:
+        group: the group's number; 0 until the coordinator has told it.
+        first: the record that made this peer a member, or None.
+        current: the record installed last, or None. Host names in records are resolved.
+        pending: how many joiners are ready to be admitted.
+        ended: why this peer is in the group no more, or never will be; or None.
+    """
+
+    def __init__(self) -> None:
+        self.group = 0
+        self.first: Epoch | None = None
+        self.current: Epoch | None = None
+        self.pending = 0
+        self.ended: CollectivesError | None = None
+        self.report: Report | None = None  # sent again until it is answered by a record
+        self.report_since = self.next_report = 0.0
+        self._changed = threading.Condition()
+
+    # ---- for any thread --------------------------------------------------------------------------
+
+    def wait_member(self, timeout: float | None, why_not: Callable[[], str]) -> Epoch:
+        """Waits until this peer is a member, and returns the record. Raises why it never will be,
+        or TimedOut with what `why_not` says."""
+        return self._wait(0, timeout, why_not)
+
+    def wait_epoch(self, after: int) -> Epoch:
+        """Waits until a record newer than epoch `after` is installed, and returns it. Raises why
+        this peer is in the group no more."""
+        return self._wait(after, None, str)
+
+    def _wait(self, after: int, timeout: float | None, why_not: Callable[[], str]) -> Epoch:
+        until = None if timeout is None else time.monotonic() + timeout
+        with self._changed:
+            while (record := self.current) is None or record.epoch <= after:
+                if self.ended is not None:
+                    raise self.ended
+                left = WAIT_SLICE_S
+                if until is not None:
+                    left = min(until - time.monotonic(), left)
+                if left <= 0:
+                    raise TimedOut(why_not())
+                self._changed.wait(left)
+            return record
+
+    def end(self, error: CollectivesError) -> bool:
+        """Whether it had not ended before."""
+        with self._changed:
+            if self.ended is not None:
+                return False
+            self.ended = error
+            self.report = None
+            self._changed.notify_all()
+        return True
+
+    # ---- for the agent's thread ------------------------------------------------------------------
+
+    def take_record(self, record: Epoch) -> None:
+        if self.report is not None and self.report.epoch < record.epoch:
+            self.report = None
+        with self._changed:
+            self.first = self.first or record
+            self.current = record
+            self._changed.notify_all()
+
+    def take_report(self, report: Report, now: float, repeat_s: float) -> bool:
+        """Whether a report is of the present epoch, and to be sent."""
+        if self.current is None or report.epoch < self.current.epoch:
+            return False
+        if self.report is None or self.report.epoch != report.epoch:
+            self.report_since = now
+        self.report, self.next_report = report, now + repeat_s
+        return True
