@@ -11,6 +11,9 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 PYTEST ?=
 # More arguments for the demo: make demo DEMO="--peers 3"
 DEMO ?=
+# What to compare: make bench BENCH="--ranks 2 --ops all_reduce --bytes 4,1M" prints tables. Without
+# it everything is measured, which takes hours, and docs/performance.md is written.
+BENCH ?= --docs --json build/bench/results.json
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -31,13 +34,17 @@ CMAKE = $(BIN)/cmake -S . -G Ninja -DCOLLECTIVES_TESTS=ON --log-level=WARNING
 NINJA = $(BIN)/cmake --build
 CTEST = $(BIN)/ctest --output-on-failure --parallel $(JOBS)
 
-.PHONY: build demo test test-c test-python test-torch lint format sanitize asan tsan clean
+.PHONY: build demo bench test test-c test-python test-torch lint format sanitize asan tsan clean
 .DELETE_ON_ERROR:
 
 build: $(STAMPS)/build
 
 demo: $(STAMPS)/build
 	$(BIN)/collectives demo $(DEMO)
+
+bench: $(STAMPS)/build
+	mkdir -p build/bench
+	$(BIN)/python benchmarks/compare.py $(BENCH)
 
 test: test-c test-python
 

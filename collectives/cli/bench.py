@@ -17,12 +17,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 
 from collectives.cli import _launch
-from collectives.cli.bench_worker import DTYPES, Case
+from collectives.cli.bench_trial import DTYPES, IN_PLACE, OPERATIONS
+from collectives.cli.bench_worker import Case
 from collectives.coordinator.process import CoordinatorProcess
 from collectives.work import ALGORITHMS
 
 WORKER = "collectives.cli.bench_worker"
-OPERATIONS = ("all_reduce", "broadcast", "all_gather", "barrier")
 SILENCE = 300.0  # seconds that one measurement may take; nobody waits longer
 _SUFFIXES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _COLUMNS = {  # name in the result: width, format
@@ -66,7 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=sizes,
         default=[4, 16384, 1 << 20],
         metavar="LIST",
-        help="of one rank's array, of an all_gather's output; K, M, G are 2**10, 2**20, 2**30 "
+        help="of the largest array of any rank, such as an all_gather's output; K, M, G are 2**10, "
+        "2**20, 2**30 "
         "(default: 4,16384,1M)",
     )
     add("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
@@ -96,8 +97,10 @@ def run(args: argparse.Namespace) -> int:
             f"--local {local} does not fit --ranks {args.ranks}: without --coordinator all ranks "
             "are local, with it at most all"
         )
-    if args.inplace and args.op in ("all_gather", "barrier"):
-        raise ValueError(f"{args.op} has no in-place form")
+    if args.inplace and args.op not in IN_PLACE:
+        raise ValueError(f"{args.op} has no in-place form here; these have: {', '.join(IN_PLACE)}")
+    if args.op == "send_recv" and args.ranks != 2:
+        raise ValueError(f"send_recv is between two ranks: --ranks 2, not {args.ranks}")
     cases = [
         Case(args.op, size, args.dtype, args.inplace, args.algorithm, args.iterations, seconds=1.0)
         for size in ([0] if args.op == "barrier" else args.bytes)
