@@ -106,6 +106,7 @@ class Peer:
         self.alive = True  # its process runs
         self.paused = False
         self.report: Any = None  # the last one, of whatever epoch
+        self.reports: dict[int, Any] = {}  # the last ones on other groups
         self.reported_ns = 0  # when the first one of that epoch came
         self.sealed_by_coordinator = 0
         self.ready = 0
@@ -134,6 +135,7 @@ class Peer:
         receive_counts: Sequence[int] | None = None,
         factor: float = 1,
         tag: int = 0,
+        group: int = GROUP,
     ) -> Operation:
         request = ffi.new("cc_request *")
         request.kind, request.op, request.root = KINDS[kind], OPS[op], root
@@ -161,7 +163,7 @@ class Peer:
         work, message = ffi.new("cc_work **"), ffi.new("char[]", int(lib.CC_MESSAGE_MAX))
         # The copy is made before: a single member is done at once, in place.
         operation = Operation(self, ffi.NULL, given, out)
-        status = lib.cc_post(self.context, GROUP, request, work, message)
+        status = lib.cc_post(self.context, group, request, work, message)
         if status != OK:
             raise Refused(status, text(message))
         operation.work = ffi.gc(work[0], lib.cc_work_free)
@@ -172,7 +174,10 @@ class Peer:
     def take_events(self) -> None:
         event = self._event
         while lib.cc_next_event(self.context, event) == OK:
-            if event.kind == lib.CC_EVENT_SEALED:
+            if event.kind != lib.CC_EVENT_PREPARED and event.group != GROUP:
+                if event.kind == lib.CC_EVENT_SEALED:
+                    self.reports[int(event.group)] = ffi.new("cc_report *", event.report)
+            elif event.kind == lib.CC_EVENT_SEALED:
                 if not self.report or self.report.epoch != event.report.epoch:
                     self.reported_ns = self.world.now_ns
                 self.report = ffi.new("cc_report *", event.report)
