@@ -34,7 +34,8 @@ CMAKE = $(BIN)/cmake -S . -G Ninja -DCOLLECTIVES_TESTS=ON --log-level=WARNING
 NINJA = $(BIN)/cmake --build
 CTEST = $(BIN)/ctest --output-on-failure --parallel $(JOBS)
 
-.PHONY: build demo bench test test-c test-python test-torch lint format sanitize asan tsan clean
+.PHONY: build demo bench test test-c test-python test-torch lint format docs sanitize asan tsan \
+	clean
 .DELETE_ON_ERROR:
 
 build: $(STAMPS)/build
@@ -73,6 +74,11 @@ format: $(STAMPS)/dev
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(C_FILES)
+
+# The pages that are made of the sources; tests compare them.
+docs: $(STAMPS)/build
+	$(BIN)/python -c 'from collectives import settings; print(settings.page(), end="")' \
+		> docs/settings.md
 
 sanitize: asan tsan
 

@@ -1,24 +1,19 @@
-"""What can be set, and where settings come from.
-
-Arguments win over the environment, the environment over the defaults here. No other module reads
-the environment, so this page is the whole list. Addresses are read here too, because every way
-into the library (an argument, a variable, the command line) must read them alike.
+"""Timeouts and addresses, which every way into the library (an argument, a variable, the command
+line) must read alike. What can be set, and from where, is in `settings`.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import os
 import socket
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 __all__ = [
     "DEFAULT_PORT",
     "LAN",
+    "PRESETS",
     "WAN",
-    "Settings",
     "Timeouts",
     "format_address",
     "is_loopback",
@@ -88,79 +83,15 @@ LAN = Timeouts()
 WAN = LAN.scaled(5)
 """For peers at different places: everything five times as long."""
 
-_PRESETS = {"lan": LAN, "wan": WAN}
+PRESETS = {"lan": LAN, "wan": WAN}
 
 
 def timeouts_named(name: str) -> Timeouts:
     """The preset of that name: ``lan`` or ``wan``."""
     try:
-        return _PRESETS[name.lower()]
+        return PRESETS[name.lower()]
     except KeyError:
         raise ValueError(f"timeouts must be 'lan' or 'wan', not {name!r}") from None
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the environment says. A field is None where it says nothing."""
-
-    coordinator: str | None = None
-    """``COLLECTIVES_COORDINATOR``: its URL, ``cc://host:port``."""
-    log: str | None = None
-    """``COLLECTIVES_LOG``: debug, info, warning or error."""
-    transport: str | None = None
-    """``COLLECTIVES_TRANSPORT``: the transport for data, for example ``tcp``."""
-    timeouts: Timeouts | None = None
-    """``COLLECTIVES_TIMEOUTS``: lan or wan."""
-    interface: str | None = None
-    """``COLLECTIVES_INTERFACE``: the network interface to use, for example ``eth1``."""
-    streams: int | None = None
-    """``COLLECTIVES_STREAMS``: bulk connections per link, 1 to 16."""
-    segment_bytes: int | None = None
-    """``COLLECTIVES_SEGMENT_BYTES``: payload of one frame, a multiple of 64 up to 1 MiB."""
-
-    @classmethod
-    def from_environment(cls, environ: Mapping[str, str] | None = None) -> Settings:
-        """Reads the variables; an empty one counts as not set. Raises ValueError naming the
-        variable that is wrong."""
-        env = os.environ if environ is None else environ
-
-        def text(name: str) -> str | None:
-            return env.get(f"COLLECTIVES_{name}", "").strip() or None
-
-        def number(name: str, low: int, high: int) -> int | None:
-            value = text(name)
-            if value is None:
-                return None
-            if not value.isascii() or not value.isdigit() or not low <= int(value[:12]) <= high:
-                raise ValueError(
-                    f"COLLECTIVES_{name} must be a whole number {low} to {high}, not {value!r}"
-                )
-            return int(value)
-
-        coordinator, log, preset = text("COORDINATOR"), text("LOG"), text("TIMEOUTS")
-        if coordinator is not None:
-            try:
-                parse_url(coordinator)
-            except ValueError as error:
-                raise ValueError(f"COLLECTIVES_COORDINATOR: {error}") from None
-        if log is not None and log.lower() not in ("debug", "info", "warning", "error"):
-            raise ValueError(f"COLLECTIVES_LOG must be debug, info, warning or error, not {log!r}")
-        if preset is not None and preset.lower() not in _PRESETS:
-            raise ValueError(f"COLLECTIVES_TIMEOUTS must be lan or wan, not {preset!r}")
-        segment_bytes = number("SEGMENT_BYTES", 64, 1 << 20)
-        if segment_bytes is not None and segment_bytes % 64:
-            raise ValueError(
-                f"COLLECTIVES_SEGMENT_BYTES must be a multiple of 64, not {segment_bytes}"
-            )
-        return cls(
-            coordinator=coordinator,
-            log=None if log is None else log.lower(),
-            transport=text("TRANSPORT"),
-            timeouts=None if preset is None else timeouts_named(preset),
-            interface=text("INTERFACE"),
-            streams=number("STREAMS", 1, 16),
-            segment_bytes=segment_bytes,
-        )
 
 
 def parse_url(url: str) -> tuple[str, int]:

@@ -10,12 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 from collectives import messages
-from collectives._core import ffi, lib
 from collectives.agent import Agent
 from collectives.communicator import Communicator
 from collectives.config import (
-    LAN,
-    Settings,
     Timeouts,
     format_address,
     is_loopback,
@@ -24,10 +21,11 @@ from collectives.config import (
     resolve_host,
 )
 from collectives.core import Context
-from collectives.errors import CoordinatorUnreachable
+from collectives.errors import CollectivesError, CoordinatorUnreachable
+from collectives.settings import Settings
 from collectives.work import timeout_ms
 
-_NATIVE = {"congestion", "send_buffer_bytes", "receive_buffer_bytes", "io_max_bytes"}
+_LOOPBACK = "lo"  # Linux's name of that interface
 
 
 def _host_number() -> int:
@@ -44,8 +42,9 @@ def _host_number() -> int:
     return uuid.uuid5(uuid.NAMESPACE_OID, f"{boot}{network}").int >> 64
 
 
-def _default_bind(url: str, insecure: bool) -> str:
-    """Loopback if the coordinator is on loopback, else the address that leads to it."""
+def _default_bind(url: str, insecure: bool, interface: str | None) -> str:
+    """The interface's address, if there is one. Else loopback if the coordinator is on loopback,
+    else the address that leads to it."""
     host, port = parse_url(url)
     try:
         numeric = resolve_host(host)
@@ -54,21 +53,30 @@ def _default_bind(url: str, insecure: bool) -> str:
             f"the coordinator at {url} cannot be reached: {error}"
         ) from None
     family = socket.AF_INET6 if ":" in numeric else socket.AF_INET
-    if is_loopback(numeric):
+    if interface is None and is_loopback(numeric):
         return format_address(numeric, 0)
-    if not insecure:
-        raise ValueError(
-            "without a key, peers listen on loopback only: the coordinator is at "
-            f"{host}, so pass insecure=True if you trust the network between them"
+    if not insecure and interface != _LOOPBACK:
+        where = (
+            f"the coordinator is at {host}"
+            if interface is None
+            else f"{interface} is another interface"
         )
+        raise ValueError(
+            f"without a key, peers listen on loopback only: {where}, so pass insecure=True if you "
+            "trust the network between them"
+        )
+    if interface is not None:  # the core knows its address
+        return format_address("::" if family == socket.AF_INET6 else "0.0.0.0", 0)
     with socket.socket(family, socket.SOCK_DGRAM) as probe:  # sends nothing
         probe.connect((numeric, port))
         return format_address(probe.getsockname()[0], 0)
 
 
-def _bind_address(bind: str | None, advertise: str | None, url: str, insecure: bool) -> str:
+def _bind_address(
+    bind: str | None, advertise: str | None, url: str, insecure: bool, interface: str | None
+) -> str:
     if bind is None:
-        return _default_bind(url, insecure)
+        return _default_bind(url, insecure, interface)
     host, port = parse_address(bind if bind.rpartition("]")[2].count(":") else f"{bind}:0")
     numeric = resolve_host(host)
     if not is_loopback(numeric) and not insecure:
@@ -76,7 +84,8 @@ def _bind_address(bind: str | None, advertise: str | None, url: str, insecure: b
             f"without a key, peers listen on loopback only, not on {host}: pass insecure=True "
             "if you trust the network"
         )
-    if ipaddress.ip_address(numeric).is_unspecified and advertise is None:
+    nowhere = ipaddress.ip_address(numeric).is_unspecified and interface is None
+    if nowhere and advertise is None:
         raise ValueError(f"others cannot dial {host}: pass advertise= with an address they can")
     return format_address(numeric, port)
 
@@ -88,22 +97,6 @@ def _port_range(ports: tuple[int, int] | None) -> dict[str, int]:
     if not 0 < first <= last < 65536:
         raise ValueError(f"ports must be a first and a last port, 1 to 65535, not {ports!r}")
     return {"port_first": first, "port_last": last}
-
-
-def _stream_settings(
-    settings: Settings, streams: int | None, segment_bytes: int | None
-) -> dict[str, int]:
-    """What all peers of a group must agree on: the argument, the environment or the default."""
-    defaults = ffi.new("cc_options *")
-    lib.cc_options_default(defaults)
-    result = {"streams": int(defaults.streams), "segment_bytes": int(defaults.segment_bytes)}
-    for name, given in (("streams", streams), ("segment_bytes", segment_bytes)):
-        value = getattr(settings, name) if given is None else given
-        if value is not None:
-            if not isinstance(value, int) or not 0 < value < 2**32:
-                raise ValueError(f"{name} must be a positive number, not {value!r}")
-            result[name] = value
-    return result
 
 
 def connect(
@@ -123,16 +116,20 @@ def connect(
     transport: str | None = None,
     streams: int | None = None,
     segment_bytes: int | None = None,
+    congestion: str | None = None,
+    send_buffer_bytes: int | None = None,
+    receive_buffer_bytes: int | None = None,
+    io_max_bytes: int = 0,
     insecure: bool = False,
     on_epoch: Callable[[int], None] | None = None,
-    **native: Any,
 ) -> Communicator:
     """Joins a group and returns when this peer is a member.
 
     The first `size` peers form the group; who comes later waits until the members call `admit`.
 
     Args:
-        coordinator: its URL, ``"cc://host:29400"``; by default ``COLLECTIVES_COORDINATOR``.
+        coordinator: its URL, ``"cc://host:29400"``. This, timeouts, interface and from transport to
+            receive_buffer_bytes are by default what the environment says: docs/settings.md.
         group: the group's name. Its first peer fixes size, min_size, streams and segment_bytes.
         size: how many peers form the group.
         min_size: with fewer members left, operations raise `GroupTooSmall`.
@@ -143,41 +140,55 @@ def connect(
         bind: address to listen on, ``"host"`` or ``"host:port"``; by default loopback if the
             coordinator is there, else the address that leads to the coordinator.
         advertise: the address told to other peers, ``"host"`` or ``"host:port"``.
-        interface: listen on this network interface's address.
+        interface: listen on this network interface's address, and dial from there.
         ports: first and last port to listen on.
+        transport: what carries the data between peers.
         streams: bulk connections per link, 1 to 16.
-        segment_bytes: payload of one frame.
+        segment_bytes: payload of one frame, a multiple of 64 up to 1 MiB.
+        congestion: TCP congestion control of the links; by default chosen per link.
+        send_buffer_bytes, receive_buffer_bytes: of each socket; 0 stands for the system's default.
+        io_max_bytes: for tests: no read or write moves more than this; 0: no limit.
         insecure: allow addresses other than loopback though the run has no key.
         on_epoch: called with each new epoch's number, by the agent's thread.
-        native: `congestion`, `send_buffer_bytes`, `receive_buffer_bytes`, `io_max_bytes`: as in
-            `cc_options` of csrc/collectives.h.
 
     Raises:
         CoordinatorUnreachable, Refused, TimedOut: it did not work, and why.
         ValueError, TypeError: wrong arguments.
     """
-    settings = Settings.from_environment()
-    url = coordinator or settings.coordinator
+    settings = Settings.resolve(
+        coordinator=coordinator,
+        transport=transport,
+        timeouts=timeouts,
+        interface=interface,
+        streams=streams,
+        segment_bytes=segment_bytes,
+        congestion=congestion,
+        send_buffer_bytes=send_buffer_bytes,
+        receive_buffer_bytes=receive_buffer_bytes,
+    )
+    url, times = settings.coordinator, settings.timeouts
     if url is None:
         raise ValueError("no coordinator: pass its URL or set COLLECTIVES_COORDINATOR")
-    times = timeouts or settings.timeouts or LAN
-    if not isinstance(times, Timeouts):
-        raise TypeError(f"timeouts must be a Timeouts, such as LAN or WAN, not {times!r}")
     timeout_ms(timeout)  # refuses what is no timeout
-    for key in native.keys() - _NATIVE:
-        raise TypeError(f"connect() got an unexpected keyword argument {key!r}")
-    agreed = _stream_settings(settings, streams, segment_bytes)
+    # All peers of a group must agree on these.
+    agreed = {"streams": settings.streams, "segment_bytes": settings.segment_bytes}
     options: dict[str, Any] = {
-        "transport": transport or settings.transport,
-        "interface": interface or settings.interface,
+        "transport": settings.transport,
+        "interface": settings.interface,
+        "congestion": settings.congestion,
+        "send_buffer_bytes": settings.send_buffer_bytes,
+        "receive_buffer_bytes": settings.receive_buffer_bytes,
+        "io_max_bytes": io_max_bytes,
         "advertise": _numeric_advertise(advertise),
-        "bind_address": _bind_address(bind, advertise, url, insecure),
+        "bind_address": _bind_address(bind, advertise, url, insecure, settings.interface),
         **agreed,
         **_port_range(ports),
-        **native,
     }
     peer = uuid.uuid4().bytes
-    context = Context(peer, times, **options)
+    try:
+        context = Context(peer, times, **options)
+    except (ValueError, NotImplementedError, CollectivesError) as error:
+        raise settings.explain(error) from None
     join = messages.Join(
         version=messages.PROTOCOL_VERSION,
         id=peer,

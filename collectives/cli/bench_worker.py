@@ -18,7 +18,7 @@ import numpy as np
 import collectives as cc
 from collectives.cli import _launch, bench_trial
 from collectives.cli.bench_trial import DTYPES, OPERATIONS, ROOT, Array
-from collectives.config import Settings
+from collectives.settings import Settings
 
 
 def reset_peak() -> None:
@@ -156,7 +156,7 @@ class Rank:
 
 def main(parent: _launch.Parent, spec: _launch.Message) -> None:
     """Connects, measures case after case, ends when told to."""
-    transport = spec["transport"] or Settings.from_environment().transport or "tcp"
+    transport = Settings.resolve(transport=spec["transport"]).transport
     options = {key: spec[key] for key in ("group", "rank", "name", "streams", "segment_bytes")}
     with cc.connect(
         spec["url"],

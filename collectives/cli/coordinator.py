@@ -15,6 +15,7 @@ import sys
 from collectives import config
 from collectives.cli import main as cli
 from collectives.coordinator import server
+from collectives.settings import LOG_LEVELS, Settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="as the peers': lan, or wan for five times as long (default: lan)",
     )
     parser.add_argument(
-        "--log", choices=cli.LOG_LEVELS, help="what to log to standard error (default: warning)"
+        "--log", choices=LOG_LEVELS, help="what to log to standard error (default: warning)"
     )
     parser.add_argument(
         "--until-input-ends",
@@ -46,9 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     cli.set_up_logging(args.log)
-    settings = config.Settings.from_environment()
-    preset = config.timeouts_named(args.timeouts) if args.timeouts else settings.timeouts
-    asyncio.run(_serve(args, preset or config.LAN))
+    preset = config.timeouts_named(args.timeouts) if args.timeouts else None
+    asyncio.run(_serve(args, Settings.resolve(timeouts=preset).timeouts))
     return 0
 
 

@@ -12,16 +12,14 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from collectives import config
 from collectives.errors import CollectivesError
+from collectives.settings import Settings
 
 COMMANDS = {
     "coordinator": ("collectives.cli.coordinator", "run the membership service of a run"),
     "demo": ("collectives.cli.demo", "watch peers join and leave a training, checked bit for bit"),
     "bench": ("collectives.cli.bench", "measure latency and bandwidth"),
 }
-
-LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 def parser_for(command: str | None) -> argparse.ArgumentParser:
@@ -39,7 +37,7 @@ def parser_for(command: str | None) -> argparse.ArgumentParser:
 
 def set_up_logging(level: str | None) -> None:
     """Logs to standard error. `level` wins over the environment; the default is warning."""
-    name = level or config.Settings.from_environment().log or "warning"
+    name = level or Settings.resolve().log or "warning"
     logging.basicConfig(
         level=getattr(logging, name.upper()),
         format="%(asctime)s %(name)s %(levelname)s %(message)s",

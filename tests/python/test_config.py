@@ -1,4 +1,4 @@
-"""Settings and addresses: what is read, what is refused, and that the message says what to do."""
+"""Timeouts and addresses: what is read, what is refused, and that the message says what to do."""
 
 from __future__ import annotations
 
@@ -72,38 +72,3 @@ def test_numeric_addresses_are_left_alone() -> None:
     assert not c.is_loopback("0.0.0.0")
     with pytest.raises(OSError, match=r"no-such-host\.invalid"):
         c.resolve_host("no-such-host.invalid")
-
-
-def test_the_environment() -> None:
-    assert c.Settings.from_environment({}) == c.Settings()
-    assert c.Settings.from_environment({"COLLECTIVES_LOG": " "}) == c.Settings()
-    found = c.Settings.from_environment(
-        {
-            "COLLECTIVES_COORDINATOR": "cc://node:1",
-            "COLLECTIVES_LOG": "DEBUG",
-            "COLLECTIVES_TRANSPORT": "tcp",
-            "COLLECTIVES_TIMEOUTS": "wan",
-            "COLLECTIVES_INTERFACE": "eth1",
-            "COLLECTIVES_STREAMS": "4",
-            "COLLECTIVES_SEGMENT_BYTES": "65536",
-        }
-    )
-    assert found == c.Settings("cc://node:1", "debug", "tcp", c.WAN, "eth1", 4, 65536)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("COORDINATOR", "node:1"),
-        ("LOG", "loud"),
-        ("TIMEOUTS", "moon"),
-        ("STREAMS", "17"),
-        ("STREAMS", "0"),
-        ("STREAMS", "two"),
-        ("STREAMS", "9" * 5000),
-        ("SEGMENT_BYTES", "100"),
-    ],
-)
-def test_a_wrong_variable_is_named(name: str, value: str) -> None:
-    with pytest.raises(ValueError, match=f"COLLECTIVES_{name}"):
-        c.Settings.from_environment({f"COLLECTIVES_{name}": value})

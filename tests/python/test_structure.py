@@ -87,7 +87,9 @@ def c_violations(files: Mapping[str, str]) -> list[str]:
 # ---- Python -------------------------------------------------------------------------------------
 
 EXTENSION = "collectives._native"
-SHARED = {f"collectives.{name}" for name in ("codec", "config", "errors", "messages")}
+SHARED = {
+    f"collectives.{name}" for name in ("codec", "config", "errors", "logs", "messages", "settings")
+}
 IMPURE = {"asyncio", "secrets", "selectors", "socket", "threading", "time", "zmq"}
 # The coordinator's edge to the world: the only parts of it that may do input and output.
 COORDINATOR_EDGE = re.compile(r"collectives\.coordinator(\.(server|process|journal|__main__)\w*)?$")
