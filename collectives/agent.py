@@ -25,7 +25,7 @@ from functools import partial
 
 import zmq
 
-from collectives import config, messages
+from collectives import config, logs, messages
 from collectives.control import Connection
 from collectives.errors import (
     Closed,
@@ -283,9 +283,12 @@ class Agent:
         """Takes all events out of the core and acts on them at once."""
         while self.root.ended is None and (event := self._core.next_event()) is not None:
             if isinstance(event, Sealed):
-                seat = self._seats.get(event.report.group)
-                if seat and seat.take_report(event.report, time.monotonic(), REPORT_S):
-                    link.send(event.report)
+                seat, report = self._seats.get(event.report.group), event.report
+                known = seat.report if seat else None
+                if seat and seat.take_report(report, time.monotonic(), REPORT_S):
+                    link.send(report)
+                    if report != known:
+                        self._tell(seat, logs.report_text, report, seat.current)
             elif isinstance(event, Ready):
                 seat = self._seats.get(event.group)
                 if seat and seat.current and event.epoch == seat.current.epoch:
@@ -357,13 +360,20 @@ class Agent:
             reason = f"this peer cannot take part in epoch {message.epoch}: {error}"
             self._end("EVICTED", Evicted(reason))
             return
+        before = seat.current
         seat.take_record(record)
         link.send(messages.Installed(message.group, message.epoch, False))
+        self._tell(seat, logs.epoch_text, record, before, self._join.id)
         if seat is self.root and self._on_epoch is not None:
             try:
                 self._on_epoch(record)
             except Exception:  # it is the owner's code; the agent goes on
                 log.exception("on_epoch failed for epoch %d", message.epoch)
+
+    def _tell(self, seat: Seat, text: Callable[..., str], *about: object) -> None:
+        if log.isEnabledFor(logging.INFO):
+            name = repr(self._join.group) if seat is self.root else str(seat.group)
+            log.info("group %s: %s", name, text(*about))
 
     def _resolved(self, members: Sequence[Member]) -> list[Member]:
         """The members with numeric addresses. Raises OSError naming the host that has none."""
@@ -410,6 +420,9 @@ class Agent:
 
     def _end(self, status_name: str, error: CollectivesError) -> None:
         """This peer is in no group any more: every operation is told, once."""
+        if self.root.ended is None:
+            level = logging.INFO if status_name == "CLOSED" else logging.WARNING
+            log.log(level, "group %r: this peer is out: %s", self._join.group, error)
         self._openings.end(error)
         for seat in {self.root, *self._seats.values()}:
             if seat.end(error):

@@ -18,10 +18,13 @@ from typing import Any
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from collectives import config
+from collectives import config, logs
 from collectives.errors import ProtocolError
 from collectives.messages import (
     MESSAGE_BYTES_MAX,
+    Message,
+    Ping,
+    Pong,
     ToCoordinator,
     ToPeer,
     decode,
@@ -65,6 +68,11 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
+def _tell(direction: str, message: Message) -> None:
+    if log.isEnabledFor(logging.DEBUG) and not isinstance(message, (Ping, Pong)):
+        log.debug("%s the coordinator: %s", direction, logs.message_text(message))
+
+
 class Connection:
     """Not thread-safe: the agent's thread owns it.
 
@@ -96,12 +104,14 @@ class Connection:
             | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
             | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
             | zmq.EVENT_CONNECT_RETRIED
+            | zmq.EVENT_DISCONNECTED
         )
         self.sources = (self._socket, self._monitor)
         self._socket.connect(f"tcp://{config.format_address(numeric, port)}")
 
     def send(self, message: ToCoordinator) -> None:
         """Sends, or drops it if the queue is full: whatever matters is sent again."""
+        _tell("to", message)
         with contextlib.suppress(zmq.Again):
             self._socket.send(encode(message), zmq.NOBLOCK)
 
@@ -118,6 +128,7 @@ class Connection:
                 log.warning("dropped a message from the coordinator at %s: %s", self._url, error)
                 continue
             self.heard_at = time.monotonic()
+            _tell("from", message)
             yield typing.cast(ToPeer, message)
 
     @property
@@ -133,8 +144,13 @@ class Connection:
                 event = recv_monitor_message(self._monitor, zmq.NOBLOCK)["event"]
             except zmq.Again:
                 return came_up and self.is_up
+            if event == zmq.EVENT_DISCONNECTED:  # it is dialled anew by itself
+                if self.is_up:
+                    log.info("the connection to the coordinator at %s broke", self._url)
+                continue
             came_up = came_up or event == zmq.EVENT_HANDSHAKE_SUCCEEDED
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                log.info("connected to the coordinator at %s", self._url)
                 self._state = "greeted"
             elif event == zmq.EVENT_CONNECTED:
                 self._state = "connected"

@@ -5,13 +5,16 @@ docs/protocol.md, section 6, has the rules. All of it is for the agent's thread,
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
-from collectives import messages
+from collectives import logs, messages
 from collectives.control import Connection
 from collectives.errors import CollectivesError
 from collectives.events import Core, Prepared
 from collectives.messages import NO_PEER, Join, Member, Welcome
+
+log = logging.getLogger("collectives.agent")
 
 JOIN_S = 1.0
 
@@ -49,6 +52,8 @@ class Joiner:
         if self.welcome is None or self.welcome.token != message.token:
             self._core.set_token(message.token)
             self._prepared = None  # another coordinator, which counts its own rounds
+        if self.welcome is None or self.welcome.waiting != message.waiting:
+            log.info("%s", logs.waiting_text(message, self._join))
         self.welcome = message
         if not message.members or self._preparing is not None:
             return  # the next WELCOME comes within a second, or with the next epoch

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from collectives import messages
+from collectives import logs, messages
 from collectives.agent import Agent
 from collectives.communicator import Communicator
 from collectives.config import (
@@ -166,6 +166,7 @@ def connect(
         send_buffer_bytes=send_buffer_bytes,
         receive_buffer_bytes=receive_buffer_bytes,
     )
+    logs.attach(settings.log)
     url, times = settings.coordinator, settings.timeouts
     if url is None:
         raise ValueError("no coordinator: pass its URL or set COLLECTIVES_COORDINATOR")

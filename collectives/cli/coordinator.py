@@ -12,8 +12,7 @@ import os
 import signal
 import sys
 
-from collectives import config
-from collectives.cli import main as cli
+from collectives import config, logs
 from collectives.coordinator import server
 from collectives.settings import LOG_LEVELS, Settings
 
@@ -46,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    cli.set_up_logging(args.log)
+    logs.attach(Settings.resolve(log=args.log).log or "warning")
     preset = config.timeouts_named(args.timeouts) if args.timeouts else None
     asyncio.run(_serve(args, Settings.resolve(timeouts=preset).timeouts))
     return 0

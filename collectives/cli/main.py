@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import logging
 import sys
 from collections.abc import Sequence
 
 from collectives.errors import CollectivesError
-from collectives.settings import Settings
 
 COMMANDS = {
     "coordinator": ("collectives.cli.coordinator", "run the membership service of a run"),
@@ -33,16 +31,6 @@ def parser_for(command: str | None) -> argparse.ArgumentParser:
         if name == command:
             importlib.import_module(module).add_arguments(subparser)
     return parser
-
-
-def set_up_logging(level: str | None) -> None:
-    """Logs to standard error. `level` wins over the environment; the default is warning."""
-    name = level or Settings.resolve().log or "warning"
-    logging.basicConfig(
-        level=getattr(logging, name.upper()),
-        format="%(asctime)s %(name)s %(levelname)s %(message)s",
-        stream=sys.stderr,
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,10 +18,24 @@ from collections.abc import Callable
 import zmq
 import zmq.asyncio
 
-from collectives import config
-from collectives.coordinator.core import Core, Received, Send, Tick
+from collectives import config, logs
+from collectives.coordinator.core import GROUPS_MAX, Core, Received, Send, Tick
 from collectives.errors import CollectivesError, ProtocolError, SystemFailure
-from collectives.messages import MESSAGE_BYTES_MAX, Epoch, decode, encode, identity, peer_of
+from collectives.messages import (
+    MESSAGE_BYTES_MAX,
+    Bye,
+    Epoch,
+    Evicted,
+    Message,
+    Ping,
+    Pong,
+    Refused,
+    decode,
+    encode,
+    identity,
+    peer_of,
+)
+from collectives.settings import Settings
 
 log = logging.getLogger("collectives.coordinator")
 
@@ -106,6 +120,7 @@ async def _run(router: zmq.asyncio.Socket, core: Core, stop: asyncio.Event) -> N
     """Feeds the machine: what came, and ticks when it wants them, until `stop` is set."""
     loop = asyncio.get_running_loop()
     stopping = asyncio.ensure_future(stop.wait())
+    chronicle = Chronicle(core)
     try:
         while not stop.is_set():
             delay = core.deadline() - loop.time()
@@ -122,9 +137,10 @@ async def _run(router: zmq.asyncio.Socket, core: Core, stop: asyncio.Event) -> N
                     break
                 received = _decode(frames)
                 if received is not None:
-                    await _send_all(router, core.step(received, loop.time()))
+                    chronicle.received(received)
+                    await _send_all(router, core.step(received, loop.time()), chronicle)
             if core.deadline() <= loop.time():
-                await _send_all(router, core.step(Tick(), loop.time()))
+                await _send_all(router, core.step(Tick(), loop.time()), chronicle)
     finally:
         stopping.cancel()
 
@@ -145,23 +161,58 @@ def _decode(frames: list[bytes]) -> Received | None:
         return None
 
 
-async def _send_all(router: zmq.asyncio.Socket, actions: list[Send]) -> None:
+async def _send_all(router: zmq.asyncio.Socket, actions: list[Send], chronicle: Chronicle) -> None:
     encoded: dict[int, bytes] = {}  # one record goes to many
     for action in actions:
         data = encoded.get(id(action.message))
         if data is None:
             data = encoded[id(action.message)] = encode(action.message)
-            if isinstance(action.message, Epoch):
-                _log_epoch(action.message)
+        chronicle.sending(action.peer, action.message)
         with contextlib.suppress(zmq.Again):  # its queue is full: it will be repeated
             await router.send_multipart([identity(action.peer), data], zmq.NOBLOCK)
 
 
-def _log_epoch(epoch: Epoch) -> None:
-    log.info(
-        "group %d epoch %d (%s): %d members, world %d",
-        *(epoch.group, epoch.epoch, epoch.cause.name.lower(), len(epoch.members), epoch.world),
-    )
+class Chronicle:
+    """What the log is told of the messages: each epoch once, and who was sent away."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._epochs: dict[int, Epoch] = {}  # group number -> the epoch told last
+
+    def received(self, event: Received) -> None:
+        if isinstance(event.message, Bye):
+            log.info("%s closes", self._who(event.peer))
+        self._detail("from", event.peer, event.message)
+
+    def sending(self, peer: bytes, message: Message) -> None:
+        if isinstance(message, Epoch):
+            self._epoch(message)
+        elif isinstance(message, (Refused, Evicted)):
+            log.info("%s is %s: %s", self._who(peer), message.TYPE, message.reason)
+        self._detail("to", peer, message)
+
+    def _epoch(self, record: Epoch) -> None:
+        before = self._epochs.get(record.group)
+        if before is not None and before.epoch >= record.epoch:
+            return  # sent to one more, or again
+        self._epochs[record.group] = record
+        while len(self._epochs) > GROUPS_MAX:
+            del self._epochs[next(iter(self._epochs))]
+        if log.isEnabledFor(logging.INFO):
+            numbers = {group.number: group.name for group in self._core.groups}
+            name = numbers.get(record.group, "?")
+            log.info("group %r: %s", name, logs.epoch_text(record, before))
+
+    def _who(self, peer: bytes) -> str:
+        for record in self._epochs.values():
+            for member in record.members:
+                if member.id == peer:
+                    return logs.member_text(member)
+        return f"peer {peer.hex()}"
+
+    def _detail(self, direction: str, peer: bytes, message: Message) -> None:
+        if log.isEnabledFor(logging.DEBUG) and not isinstance(message, (Ping, Pong)):
+            log.debug("%s %s: %s", direction, peer.hex(), logs.message_text(message))
 
 
 class CoordinatorServer:
@@ -190,6 +241,7 @@ class CoordinatorServer:
 
     def start(self) -> CoordinatorServer:
         """Returns once peers can connect. Raises what `serve` raises."""
+        logs.attach(Settings.resolve().log)
         self._thread.start()
         self._ready.wait()
         if self._error is not None:
