@@ -12,13 +12,13 @@ import contextlib
 import json
 import os
 import socket
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 
 from collectives.cli import _launch
 from collectives.cli.bench_trial import DTYPES, IN_PLACE, OPERATIONS
 from collectives.cli.bench_worker import Case
+from collectives.cli.progress import Progress
 from collectives.coordinator.process import CoordinatorProcess
 from collectives.work import ALGORITHMS
 
@@ -108,12 +108,12 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         url = args.coordinator or stack.enter_context(CoordinatorProcess()).url
         ranks = stack.enter_context(Ranks())
-        with progress(f"waiting for {args.ranks} ranks"):
+        with Progress(f"waiting for {args.ranks} ranks"):
             ranks.start(args, url, local)
         if not args.json:
             print_header(args)
-        for case in cases:
-            with progress(f"measuring {case.bytes} bytes"):
+        for done, case in enumerate(cases):
+            with Progress(f"measuring {case.bytes} bytes", len(cases), done):
                 result = ranks.measure(case)
             print_result(result, as_json=args.json)
         ranks.end()
@@ -175,19 +175,6 @@ class Ranks:
             if message is not None:
                 found[worker] = message
         return [found[worker] for worker in self._ranks]
-
-
-@contextlib.contextmanager
-def progress(text: str) -> Iterator[None]:
-    """Shows what is under way, if somebody watches."""
-    shown = sys.stderr.isatty()
-    if shown:
-        print(f"{text} ...", end="\r", file=sys.stderr, flush=True)
-    try:
-        yield
-    finally:
-        if shown:
-            print(" " * (len(text) + 4), end="\r", file=sys.stderr, flush=True)
 
 
 def print_header(args: argparse.Namespace) -> None:

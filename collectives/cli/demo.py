@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from collectives.cli import _launch
 from collectives.cli.demo_worker import Schedule
+from collectives.cli.progress import Progress
 from collectives.coordinator.process import CoordinatorProcess
 
 WORKER = "collectives.cli.demo_worker"
@@ -87,6 +88,7 @@ class Demo:
         self.connects = Schedule(args.steps).newcomer_connects
         self.reference: _launch.Message = {}
         self.reference_file = folder / "reference.state"
+        self.progress = Progress(total=args.steps)
 
     # ---- the training -------------------------------------------------------------------------
 
@@ -98,7 +100,7 @@ class Demo:
             f"{'tokens/s':>10}",
             flush=True,
         )
-        with _launch.Workers() as workers:
+        with _launch.Workers() as workers, self.progress:
             by_name: dict[str, _launch.Worker] = {}
             for index, record in enumerate(self.records):
                 spec = self._spec(coordinator.url, index, record)
@@ -136,19 +138,20 @@ class Demo:
         record = next(record for record in self.records if record.name == name)
         event = message["event"]
         if event == "step":
-            print(
+            self.progress.line(
                 f"{message['step']:>6} {message['epoch']:>6} {message['size']:>8} "
-                f"{message['loss']:>7.3f} {message['tokens_per_s']:>10.0f}",
-                flush=True,
+                f"{message['loss']:>7.3f} {message['tokens_per_s']:>10.0f}"
             )
+        elif event == "progress":
+            self.progress.show("steps", message["step"])
         elif event == "place":
             record.places.append((message["step"], message["rank"], message["size"]))
         elif event == "joined":
             record.joined = message["step"], message["digest"]
-            print(f"       {name} joins: it has the state of step {message['step']}", flush=True)
+            self.progress.line(f"       {name} joins: it has the state of step {message['step']}")
         elif event == "left":
             record.left = message["step"], message["digest"]
-            print(f"       {name} leaves after {message['step']} steps", flush=True)
+            self.progress.line(f"       {name} leaves after {message['step']} steps")
         elif event == "end":
             record.end = message["step"], message["digest"]
             record.gathered = message["gathered"]
@@ -181,14 +184,17 @@ class Demo:
             "digest_steps": [mark[0] for mark in marks if mark is not None],
             "file": str(self.reference_file),
         }
-        with _launch.Workers() as workers:
+        with _launch.Workers() as workers, self.progress:
             workers.start("reference", WORKER, spec, _launch.ONE_THREAD)
             while True:
                 # Silence is no sign of a hang here: it says nothing until it is done.
                 _, message = workers.receive(SILENCE + self.args.steps)
                 if message is None:
                     return
-                self.reference = message
+                if message["event"] == "progress":
+                    self.progress.show("steps in one process", message["step"])
+                else:
+                    self.reference = message
 
     # ---- the checks ---------------------------------------------------------------------------
 

@@ -50,6 +50,9 @@ class Schedule:
     def is_report(self, step: int) -> bool:
         return step % max(1, self.steps // 12) == 0 or step == self.steps
 
+    def is_progress(self, step: int) -> bool:
+        return step % self.every == 0
+
 
 class Peer:
     """One peer of the demo, from connecting to the last step or to its leaving."""
@@ -139,6 +142,8 @@ class Peer:
         self.tokens += demo_model.BATCH * comm.size
         if comm.rank == 0 and (self.schedule.is_report(self.step) or self.step == 1):
             self._report(comm)
+        if comm.rank == 0 and self.schedule.is_progress(self.step):
+            self.parent.send(event="progress", step=self.step)
         if comm.rank == self.spec["corrupt_rank"] and self.step == self.schedule.steps:
             self.state[0].view(np.uint32)[self.model.count // 2] ^= 1
 
@@ -173,7 +178,10 @@ def reference(parent: _launch.Parent, spec: _launch.Message) -> None:
     before = model.loss(state[0], *text.test())
     digests: dict[int, str] = {}
     gradients: list[Floats] = [np.zeros(model.count, np.float32) for _ in range(max(sizes))]
+    schedule = Schedule(len(sizes))
     for step, size in enumerate(sizes):
+        if schedule.is_progress(step):
+            parent.send(event="progress", step=step)
         if step in spec["digest_steps"]:
             digests[step] = demo_model.digest(state)
         for rank, gradient in enumerate(gradients[:size]):
