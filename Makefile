@@ -14,6 +14,8 @@ DEMO ?=
 # What to compare: make bench BENCH="--ranks 2 --ops all_reduce --bytes 4,1M" prints tables. Without
 # it everything is measured, which takes hours, and docs/performance.md is written.
 BENCH ?= --docs --json build/bench/results.json
+# How long to soak, and more: make soak SOAK="--seconds 60 --seed 7"
+SOAK ?= --seconds 600
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -34,8 +36,8 @@ CMAKE = $(BIN)/cmake -S . -G Ninja -DCOLLECTIVES_TESTS=ON --log-level=WARNING
 NINJA = $(BIN)/cmake --build
 CTEST = $(BIN)/ctest --output-on-failure --parallel $(JOBS)
 
-.PHONY: build demo bench test test-c test-python test-torch lint format docs sanitize asan tsan \
-	clean
+.PHONY: build demo bench test test-c test-python test-torch soak lint format docs \
+	sanitize asan tsan clean
 .DELETE_ON_ERROR:
 
 build: $(STAMPS)/build
@@ -61,6 +63,9 @@ test-python: $(STAMPS)/test
 test-torch: $(STAMPS)/test
 	$(PIP) install torch==2.13.0
 	$(BIN)/python -m pytest tests/python/test_torch.py
+
+soak: $(STAMPS)/test
+	PYTHONPATH=tests/python $(BIN)/python tests/soak/soak.py $(SOAK)
 
 lint: $(STAMPS)/dev
 	$(BIN)/ruff check .

@@ -124,12 +124,13 @@ class Call:
     """A call under way in a peer.
 
     Attributes:
+        peer: where it runs.
         ended_at: when it was over there, by the clock of this machine; set once the answer is in.
     """
 
     def __init__(self, peer: Peer, what: str) -> None:
         self.ended_at = 0.0
-        self._peer = peer
+        self.peer = peer
         self._what = what
         self._answer: tuple[str, Any] | None = None
 
@@ -141,7 +142,7 @@ class Call:
     def over(self) -> bool:
         """Whether the answer is in; does not wait."""
         with contextlib.suppress(EOFError, OSError):
-            self._peer.pump(0)
+            self.peer.pump(0)
         return self._answer is not None
 
     def outcome(self, limit: float = LIMIT_S) -> Any:
@@ -150,9 +151,9 @@ class Call:
         while self._answer is None:
             left = deadline - time.monotonic()
             if left <= 0:
-                self._peer.show_where_it_hangs()
-                raise NoAnswer(f"{self._peer} did not return from {self._what} in {limit:g} s")
-            self._peer.pump(left)
+                self.peer.show_where_it_hangs()
+                raise NoAnswer(f"{self.peer} did not return from {self._what} in {limit:g} s")
+            self.peer.pump(left)
         return self._answer[1]
 
     def result(self, limit: float = LIMIT_S) -> Any:
@@ -160,7 +161,7 @@ class Call:
         value = self.outcome(limit)
         if self._answer is not None and self._answer[0] == "error":
             trace = value.__dict__.get("remote_traceback", "")
-            value.__cause__ = RuntimeError(f"in {self._peer}:\n{trace}")
+            value.__cause__ = RuntimeError(f"in {self.peer}:\n{trace}")
             raise value
         return value
 
