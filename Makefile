@@ -36,7 +36,7 @@ CMAKE = $(BIN)/cmake -S . -G Ninja -DCOLLECTIVES_TESTS=ON --log-level=WARNING
 NINJA = $(BIN)/cmake --build
 CTEST = $(BIN)/ctest --output-on-failure --parallel $(JOBS)
 
-.PHONY: build demo bench test test-c test-python test-torch soak lint format docs \
+.PHONY: build demo bench test test-c test-python test-torch test-huge soak lint format docs \
 	sanitize asan tsan clean
 .DELETE_ON_ERROR:
 
@@ -63,6 +63,10 @@ test-python: $(STAMPS)/test
 test-torch: $(STAMPS)/test
 	$(PIP) install torch==2.13.0
 	$(BIN)/python -m pytest tests/python/test_torch.py
+
+# Arrays above 4 GiB: they take 9 GiB of memory, and PYTEST="-k one_result" 5.
+test-huge: $(STAMPS)/test
+	$(BIN)/python -m pytest -m huge tests/python/test_huge.py $(PYTEST)
 
 soak: $(STAMPS)/test
 	PYTHONPATH=tests/python $(BIN)/python tests/soak/soak.py $(SOAK)
