@@ -226,7 +226,7 @@ def rows(
                         cell = op, size, contender.name
                         if cell in failed or not contender.takes_part(op, ranks):
                             continue
-                        with bench.progress(f"{op}, {size} bytes, {contender.name}"):
+                        with Progress(f"{op}, {size} bytes, {contender.name}"):
                             result = made[contender.library].measure(
                                 op, contender.place(op), size, args.seconds, args.patience
                             )
@@ -303,7 +303,7 @@ def run(args: argparse.Namespace, write: Callable[[dict[str, Any]], None]) -> No
     found = []
     for library in args.libraries:
         try:
-            with bench.progress(f"installing and building {library}"):
+            with Progress(f"installing and building {library}"):
                 found.append(environments.prepare(library))
             about["versions"][library] = found[-1].version
         except Absent as why:

@@ -1,7 +1,7 @@
 """A smoke test for sanitizers, run as a program: several peers of one process, so that one
-sanitizer sees all of the core. Each peer works with several threads at once: lanes of the group, a subgroup,
-messages; in the end one peer goes without a word in the middle of an operation. Prints one line and
-exits 0 if all went well."""
+sanitizer sees all of the core. Each peer works with several threads at once: lanes of the group, a
+subgroup, messages; in the end one peer goes without a word in the middle of an operation. Prints
+one line and exits 0 if all went well."""
 
 from __future__ import annotations
 
