@@ -40,6 +40,8 @@ class Communicator(ObjectOperations):
         members: the members as of the last boundary, by rank; `alive` tells who died since.
         epoch: the number of the current epoch.
         pending: how many joiners wait to be admitted.
+        stats: counters of this peer's core, over all its groups: bytes on data links, operations,
+            epochs.
     """
 
     def __init__(self, context: Context, agent: Agent, seat: Seat, peer: bytes) -> None:
@@ -108,15 +110,20 @@ class Communicator(ObjectOperations):
         """A boundary: lets waiting joiners in, leavers go, and closes the holes of dead ranks.
 
         All members call it, as the same operation of lane 0. It waits for everything that this
-        peer has posted; no other operation may be posted meanwhile. When nobody waits it costs one
-        exchange of votes. Below `min_size` it waits for joiners.
+        peer has posted but messages; no other operation may be posted meanwhile. When nobody waits
+        it costs one exchange of votes. Below `min_size` it waits for joiners. When a member dies it
+        begins again, and closes the hole.
 
-        Raises: as `Work.wait`; a failure is the same on all members.
+        Args:
+            timeout: its deadline in seconds, as that of any operation; None: none.
+
+        Raises: as `Work.wait`; a failure is the same on all members. CollectivesError: another
+            thread's operation is open, or (raised there) was called meanwhile.
         """
         return self._boundary("admit", 0, timeout)
 
     def leave(self) -> None:
-        """An `admit` after which this peer is no member any more, and closed."""
+        """An `admit` after which this peer is no member any more, and closed, also if it raises."""
         try:
             self._boundary("leave", lib.CC_LEAVE, None)
         finally:

@@ -43,8 +43,9 @@ class Timeouts:
     """With a decision outstanding, the coordinator may be away for so long before
     `CoordinatorLost`."""
     settle: float | None = None
-    """The coordinator waits so long after the first report for those of other members; who has not
-    reported then counts as dead. None: as long as `dead`."""
+    """A member whose connections all others have seen closed, and that has not reported so long
+    after the first report, counts as dead. None: as long as `dead`. (Whom all found silent, or one
+    found gone, is dead at once; whom not all accuse, after fifteen times `dead`.)"""
     joiner_lost: float = 5.0
     """A joiner that the coordinator has not heard for so long is dropped."""
 

@@ -36,9 +36,13 @@ class CollectivesError(Exception):
 
 
 class PeerLost(CollectivesError):
-    """A member was lost and the operation did not complete: agreed by all survivors.
+    """A member was lost and the operation did not complete: agreed by all survivors. Of a send or
+    recv: the other peer was lost.
 
-    Inputs are intact, and the operation may be called again: it runs among the survivors.
+    Inputs are intact, but of a reduction in place with ``preserve=False``. An operation that was
+    not to begin again (``retry=False``) may be called again: it runs among the survivors. One that
+    cannot be without the lost member raises this until `Communicator.admit` has closed the hole, or
+    another root is chosen.
 
     Attributes:
         peer: the id of the lost member (16 bytes), or None where it is not known.

@@ -19,7 +19,8 @@ class ObjectOperations(Operations):
     """The collectives of objects that can be pickled.
 
     All of them raise ValueError on all members if one's object cannot be pickled; what pickle
-    raised is its cause there. They wait, and take `lane` and `timeout`, which is each exchange's.
+    raised is its cause there; otherwise what `Work.wait` raises. They wait, and take `lane` and
+    `timeout`, which is each exchange's, in seconds.
     """
 
     def broadcast_object(

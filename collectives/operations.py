@@ -44,8 +44,8 @@ class Operations(Posting):
 
     Without ``out=`` the result is a new array. ``out=x`` is in place; any other overlap of the two
     is an error, but that the smaller one may be this rank's block of the larger. `out` may have
-    any shape of the right number of elements. When an operation fails, inputs are as they were,
-    and an `out` that is no input is undefined.
+    any shape of the right number of elements. When an operation fails, inputs are as they were
+    (but see `preserve`), and an `out` that is no input is undefined.
 
     Where one array holds a *block for each rank*, its first axis is the rank: it has `size`
     entries. With `counts`, one number for each rank, blocks lie one behind the other along the
@@ -54,7 +54,8 @@ class Operations(Posting):
 
     Every collective takes the keywords of `Options`: async_op, algorithm, dtype, lane, timeout,
     retry. All raise TypeError, ValueError or NotImplementedError for arguments that cannot be, and
-    send nothing then; otherwise what `Work.wait` raises.
+    send nothing then, as they do with CollectivesError if 64 operations of the lane are open, or an
+    `admit` is; otherwise what `Work.wait` raises.
 
     When a member dies, an operation begins again among the survivors, inside the call. It raises
     `PeerLost` on all of them if it cannot be right without the dead one: reduce_scatter, scatter
@@ -89,9 +90,9 @@ class Operations(Posting):
             op: ``"sum"``, ``"avg"`` (floating point; over the contributors), ``"min"``, ``"max"``,
                 ``"prod"``, ``"band"``, ``"bor"``, ``"bxor"`` (integers and bool) or
                 ``premul(factor)``. Of booleans the sum is "or" and the product is "and".
-            preserve: in place only: keep the input until the outcome is decided. False saves the
-                copy; then x is undefined on failure, and the operation cannot begin again. The
-                same on all members.
+            preserve: in place, keep the input until the outcome is decided. False saves the copy;
+                then x is undefined on failure, and the operation cannot begin again, in place or
+                not. The same on all members.
         """
         given = buffer_of(x, options.get("dtype"))
         target = output_for(given, x, out, options.get("dtype"))
@@ -202,7 +203,8 @@ class Operations(Posting):
         out: Any = None,
         **options: Unpack[Options],
     ) -> Any:
-        """Gives each member its block of the root's array.
+        """Gives each member its block of the root's array: shape ``x.shape[1:]``, or, with
+        `counts`, ``(counts[rank], *x.shape[1:])``.
 
         Args:
             x: at the root an array of blocks. Elsewhere it may be None, if there is an `out`;
@@ -233,7 +235,7 @@ class Operations(Posting):
         **options: Unpack[Options],
     ) -> Any:
         """Combines the members' arrays of blocks, as `all_reduce`, and gives each member its block
-        of the result."""
+        of the result, of the shape that `scatter` has."""
         given = buffer_of(x, options.get("dtype"))
         shape, fields = self._block(given, counts)
         target = output_for(given, x, out, options.get("dtype"), shape)
@@ -251,7 +253,7 @@ class Operations(Posting):
         **options: Unpack[Options],
     ) -> Any:
         """Gives each member a block of each member's array: block r of the result is this rank's
-        block of rank r's array.
+        block of rank r's array. Shape as x, with `receive_counts` but for the first axis.
 
         Args:
             counts: how long the blocks of x are.
@@ -285,7 +287,9 @@ class Operations(Posting):
         Raises:
             PeerLost: the receiver died, was cut off or closed; it may have taken the message.
             Mismatch: it asked for another dtype or count.
-            TimedOut: the deadline passed; it may have taken the message.
+            TimedOut: the deadline passed, and it may have taken the message; or the receiver's did
+                while it took it, and the message is gone.
+            CollectivesError: it has 256 messages to take, or 1024 sends and receives are open here.
         """
         given = buffer_of(x, options.get("dtype"))
         fields = {"root": self._peer(to), "tag": _tag(tag), "count": given.count}
@@ -309,7 +313,8 @@ class Operations(Posting):
         Raises:
             PeerLost: the sender died, was cut off or closed. With None: nobody else is left.
             Mismatch: the message is of another dtype or count; it is gone.
-            TimedOut: the deadline passed.
+            TimedOut: the deadline passed; a message that was under way is gone.
+            CollectivesError: 1024 sends and receives are open here.
         """
         target = buffer_of(out, options.get("dtype"), out=True)
         root = lib.CC_ANY_SOURCE if source is None else self._peer(source)

@@ -38,7 +38,7 @@ class MessageOptions(TypedDict, total=False):
     Keys:
         async_op: return a `Work` at once instead of the result.
         dtype: ``"bfloat16"`` if the array is of uint16 and means that.
-        timeout: the operation's own deadline in seconds.
+        timeout: the operation's own deadline in seconds, from the call on.
     """
 
     async_op: bool
@@ -54,7 +54,8 @@ class Options(MessageOptions, total=False):
         algorithm: ``"auto"`` (default), ``"ring"``, ``"recursive_doubling"``, ``"direct"``,
             ``"halving_doubling"``, ``"tree"``; docs/algorithms.md says which one can do what.
         lane: 0 to 15; operations of one lane have one order, the same on all members.
-        timeout: the operation's own deadline in seconds: it fails on all members.
+        timeout: the operation's own deadline in seconds, from the call on, all attempts included.
+            It fails on all members then, and what else is under way in the group with it.
         retry: False makes it fail with `PeerLost`, on all members, where it would otherwise begin
             again among the survivors. The same on all members.
     """

@@ -23,12 +23,12 @@ class Info:
     """How an operation went.
 
     Attributes:
-        sequence: its number in its lane.
-        epoch: the epoch in which it was decided.
-        contributors: how many members' inputs are in the result.
+        sequence: its number in its lane; of a message, among those of its sender to its receiver.
+        epoch: the epoch in which it ran last; 0 for messages.
+        contributors: how many members took part; 0 if it failed.
         attempts: how often it was begun.
-        algorithm: its name, as the argument of that name has it.
-        missing: the ranks that had no member: their rows of an all_gather are zeros.
+        algorithm: its name, as the argument of that name has it; "auto" for messages.
+        missing: the ranks that had no member: their blocks of an all_gather or gather are zeros.
         source: of a recv: the sender's rank; otherwise None.
         lost_time: seconds spent on attempts that a failure ended.
     """
