@@ -41,6 +41,7 @@ from environments import LIBRARIES, Absent, Environment
 from ranks import START_S, Failed, Message, Ranks
 
 from collectives.cli import _launch, bench, bench_trial
+from collectives.cli.progress import Progress
 from collectives.coordinator.process import CoordinatorProcess
 from collectives.errors import CollectivesError
 

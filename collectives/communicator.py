@@ -51,8 +51,8 @@ class Communicator(ObjectOperations):
         self._lock = threading.Lock()
         self._boundary_work: Work | None = None  # whose change is not taken over yet
         self._asked: Counter[tuple[bytes, ...]] = Counter()  # subgroups, by their members
-        assert seat.first is not None
-        self._settle(seat.first)
+        assert seat.settled is not None
+        self._settle(seat.settled)
         _live.add(self)
 
     # ---- membership -------------------------------------------------------------------------
@@ -71,7 +71,7 @@ class Communicator(ObjectOperations):
             if work is None or not work.done:
                 return
             if work.changed:
-                self._settle(self._seat.wait_epoch(work.info.epoch))
+                self._settle(self._seat.wait_boundary(work.info.epoch))
             self._boundary_work = None
 
     @property
@@ -135,10 +135,12 @@ class Communicator(ObjectOperations):
                 work.wait()
         self._catch_up()
         before = self._snapshot
-        handle = self._post(name, None, None, {"timeout": timeout}, flags=flags, sync=True)
-        work = self._work(handle, name, None, None)
-        if not flags:
-            self._boundary_work = work
+
+        def made(work: Work) -> None:
+            if not flags:
+                self._boundary_work = work
+
+        work = self._post_work(name, {"timeout": timeout}, made, flags)
         work.wait()
         if flags or not work.changed:
             return Change(self.epoch, (), ())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
 from collectives._core import ffi, lib
@@ -123,6 +123,22 @@ class Posting:
         if target.is_copy:
             target.deliver()
         return target.array
+
+    def _post_work(
+        self, name: str, options: Mapping[str, Any], made: Callable[[Work], None], flags: int
+    ) -> Work:
+        """Posts an operation without buffers, and calls `made` with its Work: also if a Ctrl-C
+        comes right behind the post, for it is under way all the same."""
+        work = None
+        _local.out[0] = ffi.NULL
+        try:
+            self._post(name, None, None, options, flags=flags, sync=True)
+        finally:
+            if _local.out[0]:
+                work = self._work(_local.out[0], name, None, None)
+                made(work)
+        assert work is not None
+        return work
 
     def _work(
         self, handle: Any, name: str, given: Buffer | None, target: Buffer | Parts | None

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from collectives.errors import CollectivesError, TimedOut
-from collectives.messages import Epoch, Report
+from collectives.messages import Cause, Epoch, Report
 
 WAIT_SLICE_S = 0.1  # so that Ctrl-C is noticed
 
@@ -21,7 +21,7 @@ class Seat:
 
     Attributes:
         group: the group's number; 0 until the coordinator has told it.
-        first: the record that made this peer a member, or None.
+        settled: the record that ranks go by: of the last boundary, or of the beginning; or None.
         current: the record installed last, or None. Host names in records are resolved.
         pending: how many joiners are ready to be admitted.
         ended: why this peer is in the group no more, or never will be; or None.
@@ -29,7 +29,7 @@ class Seat:
 
     def __init__(self) -> None:
         self.group = 0
-        self.first: Epoch | None = None
+        self.settled: Epoch | None = None
         self.current: Epoch | None = None
         self.pending = 0
         self.ended: CollectivesError | None = None
@@ -42,17 +42,24 @@ class Seat:
     def wait_member(self, timeout: float | None, why_not: Callable[[], str]) -> Epoch:
         """Waits until this peer is a member, and returns the record. Raises why it never will be,
         or TimedOut with what `why_not` says."""
-        return self._wait(0, timeout, why_not)
+        return self._wait(lambda: self.current, timeout, why_not)
 
-    def wait_epoch(self, after: int) -> Epoch:
-        """Waits until a record newer than epoch `after` is installed, and returns it. Raises why
-        this peer is in the group no more."""
-        return self._wait(after, None, str)
+    def wait_boundary(self, after: int) -> Epoch:
+        """Waits until a boundary's record newer than epoch `after` is installed, and returns it.
+        Raises why this peer is in the group no more."""
 
-    def _wait(self, after: int, timeout: float | None, why_not: Callable[[], str]) -> Epoch:
+        def newer() -> Epoch | None:
+            settled = self.settled
+            return settled if settled is not None and settled.epoch > after else None
+
+        return self._wait(newer, None, str)
+
+    def _wait(
+        self, wanted: Callable[[], Epoch | None], timeout: float | None, why_not: Callable[[], str]
+    ) -> Epoch:
         until = None if timeout is None else time.monotonic() + timeout
         with self._changed:
-            while (record := self.current) is None or record.epoch <= after:
+            while (record := wanted()) is None:
                 if self.ended is not None:
                     raise self.ended
                 left = WAIT_SLICE_S
@@ -79,7 +86,8 @@ class Seat:
         if self.report is not None and self.report.epoch < record.epoch:
             self.report = None
         with self._changed:
-            self.first = self.first or record
+            if self.settled is None or record.cause is Cause.BOUNDARY:
+                self.settled = record
             self.current = record
             self._changed.notify_all()
 

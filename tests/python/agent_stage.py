@@ -116,6 +116,18 @@ class Peer:
             self.core, url, self.join, timeouts, lambda record: self.epochs.append(record.epoch)
         )
 
+    def wait_epoch(self, after: int) -> m.Epoch:
+        """The record installed last, once it is newer than this."""
+
+        def newer() -> m.Epoch | None:
+            if self.agent.root.ended is not None:
+                raise self.agent.root.ended
+            current = self.agent.root.current
+            return current if current is not None and current.epoch > after else None
+
+        record: m.Epoch = until(newer)
+        return record
+
     def seal(self, **other: Any) -> m.Report:
         current = self.agent.root.current
         assert current is not None

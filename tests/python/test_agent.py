@@ -73,7 +73,7 @@ def test_a_report_becomes_an_epoch_at_once(server: CoordinatorServer, peer: Make
         each.agent.wait_joined(WAIT_S)
     started = time.monotonic()
     one.seal(evidence=(m.Evidence(two.join.id, m.EvidenceKind.REFUSED),))
-    record = one.agent.root.wait_epoch(1)
+    record = one.wait_epoch(1)
     # Nothing on the way waits for a timer: the shortest of them is REPORT_S.
     assert time.monotonic() - started < a.REPORT_S
     assert [member.name for member in record.members] == ["a"]
@@ -159,7 +159,7 @@ def test_closing_says_goodbye(server: CoordinatorServer, peer: MakePeer) -> None
     assert time.monotonic() - started < 1.0
     two.agent.close()
     one.seal()  # without evidence: only the goodbye settles it before 15 times the dead time
-    assert [member.name for member in one.agent.root.wait_epoch(1).members] == ["a"]
+    assert [member.name for member in one.wait_epoch(1).members] == ["a"]
 
 
 # ---- with a scripted coordinator -----------------------------------------------------------------
@@ -206,7 +206,7 @@ def test_evicted(
     script.say(one, m.Evicted(1, 1, left, "because"))
     assert until(lambda: one.core.said("expel")) == [(status, "because")]
     with pytest.raises(error, match="because"):
-        one.agent.root.wait_epoch(1)
+        one.wait_epoch(1)
 
 
 def test_a_coordinator_that_stays_away(script: Script, peer: MakePeer) -> None:
@@ -382,4 +382,4 @@ def test_a_forked_child_is_not_the_agent(server: CoordinatorServer, peer: MakePe
     assert os.waitpid(child, 0)[1] == 0
     assert one.agent.root.ended is None
     one.seal(cause=m.Cause.DEADLINE)
-    assert one.agent.root.wait_epoch(1).epoch == 2
+    assert one.wait_epoch(1).epoch == 2

@@ -382,9 +382,9 @@ def slow_to_listen(worker: Worker, url: str, delay: float, **options: Any) -> fl
 
     take = agent.Agent._take
 
-    def late(self: agent.Agent, message: Any) -> None:
+    def late(self: agent.Agent, link: Any, message: Any) -> None:
         time.sleep(delay)
-        take(self, message)
+        take(self, link, message)
 
     agent.Agent._take = late  # type: ignore[method-assign]
     try:

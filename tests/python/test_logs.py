@@ -163,7 +163,7 @@ with cc.connect(first.url) as comm:
         comm.close()
 """
     lines = [line.split(" ", 3)[3] for line in run(program, "info").splitlines()]
-    told = [re.sub(r"cc://\S+", "URL", line) for line in lines if "the co" in line]
+    told = [re.sub(r"cc://\S+", "URL", line) for line in lines if "the coordinator" in line]
     assert told == [
         "collectives.agent INFO connected to the coordinator at URL",
         "collectives.agent INFO the connection to the coordinator at URL broke",
@@ -193,9 +193,11 @@ def test_texts() -> None:
     report = m.Report(1, 4, m.Cause.LOST, 0, 0, lanes, evidence)
     text = logs.report_text(report, few)
     assert text == "epoch 4 is sealed (lost); rank 2 at 10.0.0.3:99: silent"
-    welcome = m.Welcome(1, 2, b"secret of 16 byt", 0, 3, ())
+    welcome = m.Welcome(1, 2, b"secret of 16 byt", 0, 7, 3, ())
     assert "secret" not in logs.message_text(welcome)
-    assert logs.message_text(welcome) == "welcome group=1 serial=2 epoch=0 waiting=3 0 members"
+    assert (
+        logs.message_text(welcome) == "welcome group=1 serial=2 epoch=0 round=7 waiting=3 0 members"
+    )
 
 
 def test_levels_can_change(monkeypatch) -> None:

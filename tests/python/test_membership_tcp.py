@@ -323,9 +323,15 @@ def test_members_come_and_go_many_times(seed: int) -> None:
 
 def interrupted_admit(worker: Worker) -> str:
     """A call: SIGINT comes while it waits in admit."""
-    timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+
+    def interrupt() -> None:
+        while worker.comm._boundary_work is None:
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt, daemon=True)
     try:
-        timer.start()
+        thread.start()
         worker.comm.admit()
     except KeyboardInterrupt:
         return "KeyboardInterrupt"

@@ -185,7 +185,7 @@ def test_the_interface_is_listened_at(monkeypatch) -> None:
         monkeypatch.setenv("COLLECTIVES_COORDINATOR", server.url)
         monkeypatch.setenv("COLLECTIVES_INTERFACE", "lo")
         with cc.connect() as comm:  # loopback needs no key
-            assert comm._agent.current.members[0].address.startswith("127.0.0.1:")
+            assert comm._seat.current.members[0].address.startswith("127.0.0.1:")
         with pytest.raises(ValueError, match="listen on loopback only: eth9"):
             cc.connect(interface="eth9")
 
