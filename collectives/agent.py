@@ -36,8 +36,9 @@ from collectives.errors import (
     Refused,
 )
 from collectives.events import Core, Event, Prepared, Ready, Sealed
+from collectives.hosts import Hosts
 from collectives.joiner import Joiner
-from collectives.messages import Epoch, Join, Member
+from collectives.messages import Epoch, Join
 from collectives.openings import Openings
 from collectives.seat import Seat
 
@@ -88,11 +89,11 @@ class Agent:
         os.set_blocking(self._wake_write, False)
         # What only the thread touches:
         self._link: Connection | None = None
-        self._joiner = Joiner(core, join, self._resolved)
+        self._hosts = Hosts()
+        self._joiner = Joiner(core, join, self._hosts.resolved)
         self._seats: dict[int, Seat] = {}
         self._openings = Openings()
         self._next_ping = 0.0
-        self._hosts: dict[str, str] = {}
         _live.add(self)
 
     # ---- for any thread --------------------------------------------------------------------------
@@ -350,11 +351,16 @@ class Agent:
             link.send(messages.Installed(message.group, seat.current.epoch, False))
             return
         try:
-            record = replace(message, members=tuple(self._resolved(message.members)))
+            record = replace(message, members=tuple(self._hosts.resolved(message.members)))
             self._core.install(record)
         except (OSError, ValueError, CollectivesError) as error:
             if seat.ended is not None:
                 return  # it was closed meanwhile
+            if seat is not self.root and seat.current is None:  # such as one group too many
+                del self._seats[seat.group]
+                self._decline(seat.group)
+                seat.end(Refused(f"this peer cannot take part in the subgroup: {error}"))
+                return
             log.error("epoch %d could not be installed: %s", message.epoch, error)
             link.send(messages.Bye())
             reason = f"this peer cannot take part in epoch {message.epoch}: {error}"
@@ -374,17 +380,6 @@ class Agent:
         if log.isEnabledFor(logging.INFO):
             name = repr(self._join.group) if seat is self.root else str(seat.group)
             log.info("group %s: %s", name, text(*about))
-
-    def _resolved(self, members: Sequence[Member]) -> list[Member]:
-        """The members with numeric addresses. Raises OSError naming the host that has none."""
-        result = []
-        for member in members:
-            host, port = config.parse_address(member.address)
-            if host not in self._hosts:
-                self._hosts[host] = config.resolve_host(host)
-            address = config.format_address(self._hosts[host], port)
-            result.append(member if address == member.address else replace(member, address=address))
-        return result
 
     # ---- subgroups -------------------------------------------------------------------------------
 

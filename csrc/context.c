@@ -6,7 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#define GAUGE_TURNS 4 /* latencies until a new link's first bytes are acknowledged, twice over */
+#define GAUGE_TURNS 12 /* latencies until a new link has found its speed: a few turns */
 #define GAUGE_MIN_NS (2 * CC__MS)
 #define EVENTS_PER_STEP 64
 

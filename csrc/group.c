@@ -73,20 +73,21 @@ static void add_evidence(cc__group *group, const cc_peer_id *peer, cc_evidence_k
 }
 
 /* What a lane was doing: so that the coordinator can compare calls that never met. */
-static void freeze_lane(const cc__lane *lane, cc_lane_report *out) {
+static void freeze_lane(const cc__group *group, const cc__lane *lane, cc_lane_report *out) {
     uint64_t posted = lane->posted > lane->done ? lane->posted : lane->done;
     *out = (cc_lane_report){lane->index, lane->tally.committed, lane->done, posted, 0, {0}};
     for (uint64_t sequence = lane->tally.committed + 1; sequence <= posted; sequence++) {
         const cc__op *op = cc__lane_op(lane, sequence);
         if (out->n_calls == CC_REPORT_CALLS_MAX) return;
-        out->calls[out->n_calls++] = op ? cc__signature_hash(&op->signature) : 0;
+        bool known = op && op->epoch == group->epoch; /* else it was never started */
+        out->calls[out->n_calls++] = known ? cc__signature_hash(&op->signature) : 0;
     }
 }
 
 static void freeze(cc__group *group) {
     cc_report *report = &group->report;
     for (uint32_t i = 0; i < CC_LANES_MAX; i++)
-        if (group->lanes[i]) freeze_lane(group->lanes[i], &report->lanes[report->n_lanes++]);
+        if (group->lanes[i]) freeze_lane(group, group->lanes[i], &report->lanes[report->n_lanes++]);
     const cc__lane *lane = group->lanes[0];
     const cc__op *op = lane ? cc__lane_op(lane, lane->posted) : NULL;
     if (op == NULL || op->request.kind != CC_BOUNDARY || op->epoch != group->epoch) return;
@@ -331,11 +332,12 @@ static bool still_needed(const cc__group *group, uint32_t member) {
 void cc__group_on_evidence(cc__group *group, cc__link *link, cc_evidence_kind evidence) {
     int64_t member = cc__group_member(group, link);
     if (member < 0 || group->state == CC__GROUP_ENDED) return;
-    if (evidence == CC_EVIDENCE_GOODBYE) cc__pair_gone(group, &link->id);
-    if (evidence == CC_EVIDENCE_GOODBYE && group->state == CC__GROUP_ACTIVE &&
-        !still_needed(group, (uint32_t)member)) {
-        group->gone[member] = true; /* an orderly end disturbs nobody who needs nothing of it */
-        return;
+    if (evidence == CC_EVIDENCE_GOODBYE) {
+        /* An orderly end disturbs nobody who needs nothing of the peer. */
+        bool needed = group->state != CC__GROUP_ACTIVE || still_needed(group, (uint32_t)member);
+        group->gone[member] = true;
+        cc__pair_gone(group, &link->id);
+        if (!needed) return;
     }
     cc__group_seal(group, CC_CAUSE_LOST, &link->id, evidence, "");
 }

@@ -87,6 +87,12 @@ void cc__lane_complete(cc__group *group, cc__lane *lane, cc__op *op, cc_status s
     cc__op_finish(op, status, message);
 }
 
+static const char *input_of(const cc__op *op) {
+    bool reduces = cc__kind_traits(op->request.kind) & CC__HAS_OP;
+    bool kept = !reduces || (op->request.flags & CC_PRESERVE);
+    return kept ? "its input is intact" : "its input is intact unless it was in place";
+}
+
 /* Why an operation failed that the last record says has failed. */
 static cc_status failure(const cc__reason *reason, const cc__op *op, char *message) {
     char what[160];
@@ -94,9 +100,9 @@ static cc_status failure(const cc__reason *reason, const cc__op *op, char *messa
     unsigned long long number = (unsigned long long)op->sequence;
     if (reason->size < reason->min_size) {
         snprintf(message, CC_MESSAGE_MAX,
-                 "%s, operation %llu: only %u members are left and the group needs %u; its input "
-                 "is intact; admit() waits for new members",
-                 what, number, reason->size, reason->min_size);
+                 "%s, operation %llu: only %u members are left and the group needs %u; %s; admit() "
+                 "waits for new members",
+                 what, number, reason->size, reason->min_size, input_of(op));
         return CC_GROUP_TOO_SMALL;
     }
     switch (reason->cause) {
@@ -109,15 +115,15 @@ static cc_status failure(const cc__reason *reason, const cc__op *op, char *messa
         return CC_TIMED_OUT;
     case CC_CAUSE_LINK:
         snprintf(message, CC_MESSAGE_MAX,
-                 "%s, operation %llu: a connection between two peers broke and both live on; its "
-                 "input is intact; call it again",
-                 what, number);
+                 "%s, operation %llu: a connection between two peers broke and both live on; %s; "
+                 "call it again",
+                 what, number, input_of(op));
         return CC_PEER_LOST;
     default:
         snprintf(message, CC_MESSAGE_MAX,
-                 "%s, operation %llu: the peer of rank %u was lost; its input is intact; the next "
-                 "call runs among the %u survivors",
-                 what, number, reason->lost_rank, reason->size);
+                 "%s, operation %llu: the peer of rank %u was lost; %s; the next call runs among "
+                 "the %u survivors",
+                 what, number, reason->lost_rank, input_of(op), reason->size);
         return CC_PEER_LOST;
     }
 }

@@ -15,8 +15,6 @@ void cc__links_tell(cc__links *links, cc__link *link);
 void cc__links_on_connected(cc__links *links, cc_stream stream);
 void cc__links_on_accepted(cc__links *links, const cc_transport_event *event);
 void cc__links_on_closed(cc__links *links, cc_stream stream, cc_status status);
-/* The channel's handshake is over: it starts to receive. */
-void cc__links_open_channel(cc__links *links, cc__channel *channel);
 /* Dials or probes again, if it is time to. */
 void cc__links_probe_again(cc__links *links, cc__link *link, int64_t now);
 void cc__links_flush(cc__links *links, cc__link *link);

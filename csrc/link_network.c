@@ -5,6 +5,8 @@
 #define OPS(links) ((links)->transport->ops)
 #define SOFTWARE_NS 15000        /* of a message: both ends' part, which no transport sees */
 #define GAUGE_BYTES (256u << 10) /* more than one turn of most paths holds, and soon sent */
+#define STREAM_BYTES_MIN (64u << 10)
+#define GAUGED_LINKS_MAX 64 /* with more of them it would be a flood */
 
 static cc_network network_of(const cc__links *links, const cc__link *link) {
     cc_network sum = {0};
@@ -35,7 +37,11 @@ cc_network cc__links_network(const cc__links *links) {
 void cc__links_gauge(cc__links *links, cc__link *link) {
     static const uint8_t nothing[GAUGE_BYTES];
     if (link->state != CC__LINK_UP || network_of(links, link).bytes_per_s > 0) return;
-    uint32_t bytes = links->segment_bytes < GAUGE_BYTES ? links->segment_bytes : GAUGE_BYTES;
+    if (links->count > GAUGED_LINKS_MAX) return;
+    uint32_t bytes = GAUGE_BYTES / links->streams;
+    if (bytes < STREAM_BYTES_MIN) bytes = STREAM_BYTES_MIN;
+    if (bytes > links->segment_bytes) bytes = links->segment_bytes;
     cc__frame frame = {.type = CC__DATA, .length = bytes}; /* of group 0, which nobody is in */
-    cc__links_send_segment(links, link, &frame, nothing, NULL, 0);
+    for (uint32_t i = 0; i < links->streams; i++)
+        cc__links_send_segment(links, link, &frame, nothing, NULL, 0);
 }

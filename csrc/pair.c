@@ -33,7 +33,6 @@ static void stop_incoming(cc__group *group, cc__incoming *incoming) {
 /* The connection is a new one: what was under way begins again, in both directions. */
 static void start_over(cc__group *group, cc__pair *pair) {
     pair->nonce = pair->link->nonce;
-    pair->n_inline = 0;
     for (uint32_t slot = 0; slot < CC_PAIR_WINDOW; slot++) {
         cc__outgoing *outgoing = &pair->out[slot];
         cc__incoming *incoming = pair->in[slot];
@@ -41,7 +40,7 @@ static void start_over(cc__group *group, cc__pair *pair) {
             forget(group, pair, incoming);
         else if (incoming && !incoming->is_whole)
             stop_incoming(group, incoming);
-        outgoing->offered = outgoing->is_inline = false;
+        outgoing->offered = false; /* what was inline stays so: the peer may have stored it */
         if (outgoing->op == NULL || !outgoing->op->started) continue;
         cc__op_delist(outgoing->op);
         cc__op_rewind(outgoing->op, group->links);
@@ -133,9 +132,24 @@ static void lose(cc__group *group, cc__pair *pair) {
     end_pair(group, pair, CC_PEER_LOST, message);
 }
 
+static bool nobody_left(const cc__group *group) {
+    for (uint32_t i = 0; i < group->size; i++)
+        if (i != group->me && !group->gone[i]) return false;
+    return true;
+}
+
+/* Who receives from anybody waits in vain if nobody is left. */
+static void end_hopeless(cc__group *group) {
+    for (cc__op *op; nobody_left(group) && (op = group->pairs.receives) != NULL;) {
+        cc__op_delist(op);
+        cc__pair_complete(group, op, CC_PEER_LOST, "no other member is left to receive from");
+    }
+}
+
 void cc__pair_gone(cc__group *group, const cc_peer_id *id) {
     cc__pair *pair = find(group, id);
     if (pair) lose(group, pair);
+    end_hopeless(group);
 }
 
 void cc__pair_renew(cc__group *group) {
@@ -153,10 +167,7 @@ void cc__pair_renew(cc__group *group) {
         pair->rank = group->ranks[member];
         pair->greeted = false;
     }
-    for (cc__op *op; group->size == 1 && (op = group->pairs.receives) != NULL;) {
-        cc__op_delist(op);
-        cc__pair_complete(group, op, CC_PEER_LOST, "no other member is left to receive from");
-    }
+    end_hopeless(group);
 }
 
 void cc__pair_end(cc__group *group, cc_status why, const char *message) {
@@ -186,9 +197,11 @@ static void offer(cc__group *group, cc__pair *pair, cc__outgoing *outgoing) {
     }
     const cc_request *request = &outgoing->op->request;
     uint64_t bytes = request->count * outgoing->op->element_bytes;
-    outgoing->is_inline =
-        bytes > 0 && bytes <= CC_EAGER_BYTES && pair->n_inline < CC_PAIR_INLINE_MAX;
-    pair->n_inline += outgoing->is_inline;
+    bool fits = bytes > 0 && bytes <= CC_EAGER_BYTES && pair->n_inline < CC_PAIR_INLINE_MAX;
+    if (fits && !outgoing->is_inline) {
+        outgoing->is_inline = true;
+        pair->n_inline++;
+    }
     cc__frame frame = {
         .type = CC__OFFER,
         .group = group->id,
@@ -366,7 +379,7 @@ cc_status cc__pair_post(cc__group *group, const cc_request *request, int64_t now
     if (sequence && pair->out[sequence % CC_PAIR_WINDOW].sequence) return busy(message);
     cc__op *op = *out = open_op(group, request, sequence, now);
     if (op == NULL) return CC_NO_MEMORY;
-    bool nobody = any ? group->size == 1 : member < 0;
+    bool nobody = any ? nobody_left(group) : member < 0;
     if (nobody) {
         op->info.lost_rank = request->root;
         cc__pair_complete(group, op, CC_PEER_LOST,

@@ -40,6 +40,13 @@ static bool is_known(const cc__pair *pair, uint64_t sequence) {
            cc__pair_incoming(pair, sequence);
 }
 
+/* Whether a later message has the slot: this one is long over. */
+static bool is_past(const cc__pair *pair, uint64_t sequence) {
+    uint64_t slot = sequence % CC_PAIR_WINDOW;
+    return pair->settled[slot].sequence > sequence ||
+           (pair->in[slot] && pair->in[slot]->sequence > sequence);
+}
+
 /* Keeps an offer. NULL: no memory, or no honest peer would make it. */
 static cc__incoming *keep(cc__group *group, cc__pair *pair, const cc__frame *frame) {
     uint64_t slot = frame->sequence % CC_PAIR_WINDOW;
@@ -185,7 +192,7 @@ void cc__pair_on_want(cc__group *group, uint32_t member, cc__channel *channel) {
     }
     cc__incoming *incoming = pair ? cc__pair_incoming(pair, frame->sequence) : NULL;
     cc__op *op = incoming ? incoming->op : NULL;
-    if (op == NULL && pair && !is_known(pair, frame->sequence)) {
+    if (op == NULL && pair && !is_known(pair, frame->sequence) && !is_past(pair, frame->sequence)) {
         cc__links_accuse(group->links, pair->link); /* data that nobody was told to send */
         return;
     }

@@ -54,8 +54,8 @@ typedef struct cc__frame {
     uint32_t length; /* bytes of payload behind the header */
     uint64_t epoch;
     uint64_t sequence; /* the operation, or message; VOTE: the watermark */
-    uint64_t offset;   /* EAGER, DATA, PIECE: of the payload in its message; VOTE: a boundary's
-                          wishes; TAKEN: a cc_status */
+    uint64_t offset; /* EAGER, DATA, PIECE: of the payload in its message; READY: bytes expected of
+                          the receiver; VOTE: a boundary's wishes; TAKEN: a cc_status */
     cc__signature signature; /* READY, EAGER, DATA, VOTE: of the operation that `sequence` names */
 } cc__frame;
 

@@ -34,7 +34,7 @@ void cc__hello_pack(const cc_hello *hello, cc__hello_role role, cc_status status
 cc_status cc__hello_check_prefix(const uint8_t *in, size_t bytes);
 
 /* CC_PROTOCOL: not a hello of that role and our version. `status` (may be NULL for a dial) is one
- * that an answer may carry: CC_OK, CC_EVICTED or CC_PROTOCOL. */
+ * that an answer may carry: CC_OK, CC_EVICTED, CC_PROTOCOL or CC_BUSY. */
 cc_status cc__hello_unpack(const uint8_t in[CC__HELLO_BYTES], cc__hello_role role, cc_hello *out,
                            cc_status *status);
 

@@ -1,6 +1,6 @@
 /* What CC_AUTO stands for: the algorithm that a simple model of the network finds cheapest (Hockney
- * 1994: a message takes its latency and then a time for each byte), with two more terms for what was
- * seen on real machines. A choice must be the same on every member, so it is a pure function of the
+ * 1994: a message takes its latency and then a time for each byte), with four more terms for what
+ * was seen on real machines. A choice must be the same on every member, so it is a pure function of the
  * call, the group's size and the epoch's record, in whole numbers. docs/algorithms.md has the counts
  * of steps and bytes that the formulas below are made of. */
 #include "csrc/base/limits.h"

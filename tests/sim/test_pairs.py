@@ -255,3 +255,46 @@ def test_who_closes_ends_its_messages_at_once() -> None:
         assert anyone.status == OK and anyone.info.source == 0
         gone = a.post("send", np.zeros(5), root=1)
         assert gone.status == PEER_LOST
+
+
+def test_what_travels_with_an_offer_stays_so_on_a_new_connection() -> None:
+    """The receiver stores as many short messages as may come along with their offers; after a
+    reconnect, these and no others come along again, or an honest sender would exceed its bound."""
+    with formed(SEED, 2) as world:
+        sender, receiver = world.peers
+        content = np.arange(50, dtype=np.int32)
+
+        def send(tag: int) -> Operation:
+            return sender.post("send", content, root=1, tag=tag)
+
+        def receive(tag: int) -> Operation:
+            return receiver.post("receive", None, np.empty(50, np.int32), root=0, tag=tag)
+
+        sends = [send(0) for _ in range(8)] + [send(1) for _ in range(2)]
+        world.run_ms(10)
+        world.finish([receive(0), receive(0)])
+        sends += [send(0), send(0)]
+        world.run_ms(10)
+        world.break_link(sender, receiver)
+        world.recover()
+        world.finish([receive(1)])
+        sends.append(send(0))
+        world.run_ms(50)
+        assert not any(peer.sealed for peer in world.peers), "an honest peer was accused"
+        world.finish([receive(1), *(receive(0) for _ in range(9))])
+        world.finish(sends)
+        assert {operation.status for operation in sends} == {OK}
+
+
+def test_nobody_is_left_to_receive_from() -> None:
+    """Who receives from anyone is told when the last of the others has said goodbye, and so is
+    who asks afterwards."""
+    with formed(SEED, 3) as world:
+        waiting = world.peers[0].post("receive", None, np.empty(1, np.int32), root=ANY)
+        world.peers[1].close()
+        world.run_ms(50)
+        assert not waiting.done
+        world.peers[2].close()
+        world.run(lambda: waiting.done)
+        late = world.peers[0].post("receive", None, np.empty(1, np.int32), root=ANY)
+        assert (waiting.status, late.status) == (PEER_LOST, PEER_LOST)
