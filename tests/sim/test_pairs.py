@@ -273,11 +273,13 @@ def test_what_travels_with_an_offer_stays_so_on_a_new_connection() -> None:
         sends = [send(0) for _ in range(8)] + [send(1) for _ in range(2)]
         world.run_ms(10)
         world.finish([receive(0), receive(0)])
+        world.run_ms(10)  # for the sender to hear of it
         sends += [send(0), send(0)]
         world.run_ms(10)
         world.break_link(sender, receiver)
         world.recover()
         world.finish([receive(1)])
+        world.run_ms(10)
         sends.append(send(0))
         world.run_ms(50)
         assert not any(peer.sealed for peer in world.peers), "an honest peer was accused"
