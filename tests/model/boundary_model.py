@@ -5,7 +5,8 @@ lane 0 alone is modelled, and in it boundaries only, one after the other: a peer
 one may already wait in the next when a failure comes. Being done is having voted, so `posted`
 (frozen at the seal) is both watermarks of a report. As in commit_model.py a crash is a peer that
 takes no further step, the coordinator goes on with whoever has reported, and a record exists once
-it is journalled. Ranks, holes, prepared joiners and the reason of a wish are left out: a wish is
+it is journalled. A boundary that a failure interrupts begins again, with new wishes, or fails.
+Ranks, holes, prepared joiners and the reason of a wish are left out: a wish is
 "somebody shall come" (JOIN) or "I go" (LEAVE), and a leaver is told of the record that it is no
 member of.
 """
@@ -122,7 +123,18 @@ class Boundary:
         elif p.epoch == p.last == closing and not p.report:
             yield f"reports {tuple(p.frozen[0])}", p._replace(report=p.frozen)
         if p.epoch < p.last:
-            yield f"installs {p.epoch + 1}", self._installed(s, p)
+            yield from self._begins_again(f"installs {p.epoch + 1}", self._installed(s, p))
+
+    def _begins_again(
+        self, label: str, p: Peer | Violation
+    ) -> Iterator[tuple[str, Peer | Violation]]:
+        """What was posted and not decided is voted for in the new epoch, with the wish of then."""
+        if isinstance(p, Violation) or len(p.wishes) <= p.base:
+            yield label, p
+            return
+        for wish in self.wishes:
+            again = p._replace(wishes=(*p.wishes[:-1], wish))
+            yield f"{label}, again with wish {wish}", self._votes(again)
 
     def _votes(self, p: Peer) -> Peer:
         voted = max(len(p.wishes), p.base)
@@ -183,15 +195,19 @@ class Boundary:
         reports = [p.report[0] for p in s.peers if p.report]
         if closing < self.epochs and reports:
             everyone = len(reports) == sum(p.member >= closing for p in s.peers)
-            record = self._decision(reports, everyone)
-            peers = []
-            for p in s.peers:
-                if p.report:
-                    leaves = record.carried == p.report[0].boundary and p.report[0].wish == LEAVE
-                    member = p.member if record.carried and leaves else closing + 1
-                    p = p._replace(last=closing + 1, member=member, report=())
-                peers.append(p)
-            yield f"decides {tuple(record)}", State(tuple(peers), (*s.records, record), s.restarts)
+            decision = self._decision(reports, everyone)
+            # What is not committed begins again, or fails: with a deadline, or a mismatch.
+            for record in {decision, decision._replace(failed=decision.committed)}:
+                peers = []
+                for p in s.peers:
+                    if p.report:
+                        mine = p.report[0]
+                        leaves = record.carried == mine.boundary and mine.wish == LEAVE
+                        member = p.member if record.carried and leaves else closing + 1
+                        p = p._replace(last=closing + 1, member=member, report=())
+                    peers.append(p)
+                decided = State(tuple(peers), (*s.records, record), s.restarts)
+                yield f"decides {tuple(record)}", decided
         if s.restarts < self.restarts and reports:
             forgot = tuple(p._replace(report=()) for p in s.peers)
             yield "restarts", State(forgot, s.records, s.restarts + 1)
