@@ -275,14 +275,15 @@ SCENES: dict[Scene, float] = {
 
 
 def play(
-    worker: Worker, seed: int, number: int, scenes: int, plant: str | None = None
+    worker: Worker, seed: int, number: int, scenes: int, only: list[str], plant: str | None = None
 ) -> tuple[int, dict[str, float]]:
     """A call: one round. Returns how many operations it had, and what `usage` then says."""
     rng = random.Random(f"{seed} {number}")
+    drawn = {scene: SCENES[scene] for scene in SCENES if scene.__name__ in only}
     count = 0
     for _ in range(scenes):
         group = rng.choice(sorted(GROUPS))
-        scene = rng.choices(list(SCENES), list(SCENES.values()))[0]
+        scene = rng.choices(list(drawn), list(drawn.values()))[0]
         scene_rng = random.Random(rng.getrandbits(64))
         count += scene(worker.kept[group], scene_rng, ELEMENTS_MAX[group])
     if plant and number > 0 and worker.kept["plain"].rank == 1:
