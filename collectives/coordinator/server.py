@@ -181,7 +181,8 @@ class Chronicle:
 
     def received(self, event: Received) -> None:
         if isinstance(event.message, Bye):
-            log.info("%s closes", self._who(event.peer))
+            group = event.message.group  # 0: it is in no group any more
+            log.info("%s closes%s", self._who(event.peer), f" group {group}" if group else "")
         self._detail("from", event.peer, event.message)
 
     def sending(self, peer: bytes, message: Message) -> None:

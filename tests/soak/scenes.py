@@ -157,6 +157,23 @@ def boundary(comm: cc.Communicator, rng: random.Random, elements_max: int) -> in
     return 1
 
 
+def subgroups(comm: cc.Communicator, rng: random.Random, elements_max: int) -> int:
+    """Groups split off, each with operations of its own, and closed again."""
+    colors = [rng.choice([None, 1, 2]) for _ in range(SIZE)]
+    count = rng.randint(0, elements_max)
+    part = comm.split(colors[comm.rank])
+    if part is None:
+        return 4
+    with part:
+        ranks = [rank for rank in range(SIZE) if colors[rank] == colors[comm.rank]]
+        assert part.size == len(ranks) and ranks[part.rank] == comm.rank
+        total = part.all_reduce(np.full(count, comm.rank, np.int64))
+        assert (total == sum(ranks)).all()
+        assert part.all_gather(np.array(comm.rank)).tolist() == ranks
+        part.barrier()
+    return 4
+
+
 # ---- objects and messages ------------------------------------------------------------------------
 
 
@@ -270,19 +287,21 @@ SCENES: dict[Scene, float] = {
     objects: 2,
     from_anyone: 1,
     boundary: 1,
+    subgroups: 1,
     a_long_one: 0.5,
 }
 
 
 def play(
-    worker: Worker, seed: int, number: int, scenes: int, plant: str | None = None
+    worker: Worker, seed: int, number: int, scenes: int, only: list[str], plant: str | None = None
 ) -> tuple[int, dict[str, float]]:
     """A call: one round. Returns how many operations it had, and what `usage` then says."""
     rng = random.Random(f"{seed} {number}")
+    drawn = {scene: SCENES[scene] for scene in SCENES if scene.__name__ in only}
     count = 0
     for _ in range(scenes):
         group = rng.choice(sorted(GROUPS))
-        scene = rng.choices(list(SCENES), list(SCENES.values()))[0]
+        scene = rng.choices(list(drawn), list(drawn.values()))[0]
         scene_rng = random.Random(rng.getrandbits(64))
         count += scene(worker.kept[group], scene_rng, ELEMENTS_MAX[group])
     if plant and number > 0 and worker.kept["plain"].rank == 1:

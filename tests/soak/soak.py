@@ -3,6 +3,7 @@
     make soak                                      ten minutes
     make soak SOAK="--seconds 60"
     make soak SOAK="--seed 7 --first 12 --rounds 1"    one round of a run that failed, again
+    make soak SOAK="--only lanes messages"
 
 Goal: what is rare shows in the end, and nothing grows. Method: all peers draw the same rounds of
 scenes (tests/soak/scenes.py) from a printed seed and compare every result with numpy's; after each
@@ -34,6 +35,7 @@ from cluster import Call, Cluster
 
 from collectives.coordinator.process import CoordinatorProcess
 
+SCENES = [scene.__name__ for scene in scenes.SCENES]
 SECONDS = 600.0
 TOLD_EVERY_S = 10.0
 WARM_UP = 0.25  # of the run
@@ -74,7 +76,9 @@ class Soak:
             self.wait(calls)
             self.since = told = time.monotonic()
             while self.elapsed < args.seconds and self.round - args.first < args.rounds:
-                calls = cluster.start(scenes.play, args.seed, self.round, args.scenes, args.plant)
+                calls = cluster.start(
+                    scenes.play, args.seed, self.round, args.scenes, args.only, args.plant
+                )
                 results = self.wait(calls)
                 counts = {count for count, _ in results}
                 if len(counts) > 1:
@@ -163,14 +167,16 @@ def stop(number: int, frame: object) -> NoReturn:
 
 def arguments(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="soak", description=__doc__.split("\n")[0])
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="default: %(default)g")
-    parser.add_argument("--seed", type=int, help="default: any; it is printed")
-    parser.add_argument("--first", type=int, default=0, help="round to begin with (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=1 << 62, help="default: as time allows")
-    parser.add_argument("--scenes", type=int, default=16, help="of a round (%(default)s)")
-    parser.add_argument("--limit", type=float, default=120.0, help="of a round, s (%(default)g)")
+    add = parser.add_argument
+    add("--seconds", type=float, default=SECONDS, help="default: %(default)g")
+    add("--seed", type=int, help="default: any; it is printed")
+    add("--first", type=int, default=0, help="round to begin with (%(default)s)")
+    add("--rounds", type=int, default=1 << 62, help="default: as time allows")
+    add("--scenes", type=int, default=16, help="of a round (%(default)s)")
+    add("--limit", type=float, default=120.0, help="of a round, s (%(default)g)")
+    add("--only", nargs="+", choices=SCENES, default=SCENES, help="scenes to draw from")
     # For its tests: a fault at one peer, in every round but the first.
-    parser.add_argument("--plant", choices=scenes.PLANTS, help=argparse.SUPPRESS)
+    add("--plant", choices=scenes.PLANTS, help=argparse.SUPPRESS)
     args = parser.parse_args(words)
     if args.seed is None:
         args.seed = random.SystemRandom().randrange(2**32)
@@ -190,6 +196,8 @@ def main(words: list[str] | None = None) -> int:
         trace = getattr(error, "remote_traceback", "")
         print(f"{trace}\nsoak FAILED in round {soak.round}: {type(error).__name__}: {error}")
         same = f"--seed {args.seed} --scenes {args.scenes}"
+        if args.only != SCENES:
+            same += f" --only {' '.join(args.only)}"
         count = soak.round - args.first + 1
         print(f'that round again:  make soak SOAK="{same} --first {soak.round} --rounds 1"')
         print(f'all up to there:   make soak SOAK="{same} --first {args.first} --rounds {count}"')
