@@ -136,7 +136,10 @@ class Settings:
         _whole(0, BUFFER_BYTES_MAX), 0, "Send buffer of each socket.", "0: the system's"
     )
     receive_buffer_bytes: int = _row(
-        _whole(0, BUFFER_BYTES_MAX), 0, "Receive buffer of each socket.", "0: the system's"
+        _whole(0, BUFFER_BYTES_MAX),
+        0,
+        "Receive buffer of each socket. With a few KiB TCP can come to a stand.",
+        "0: the system's",
     )
     from_variables: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)
     """The fields that a variable has set. Not a setting itself."""
