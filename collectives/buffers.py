@@ -26,7 +26,7 @@ DTYPES = (
 )
 _BY_NAME = {name: int(getattr(lib, f"CC_{name.upper()}")) for name in DTYPES}
 _BFLOAT16 = _BY_NAME["bfloat16"]
-_numpy_codes: dict[Any, int] = {
+NUMPY_CODES: dict[Any, int] = {
     np.dtype(name): code for name, code in _BY_NAME.items() if name != "bfloat16"
 }
 _torch_codes: dict[Any, int] = {}
@@ -102,11 +102,11 @@ def _unsupported(dtype: Any) -> TypeError:
 def _numpy_code(array: np.ndarray[Any, Any], dtype: str | None) -> int:
     if dtype == "bfloat16" and array.dtype in (np.uint16, np.int16):
         return _BFLOAT16
-    code = _numpy_codes.get(array.dtype)
+    code = NUMPY_CODES.get(array.dtype)
     if code is None:
         if array.dtype.name != "bfloat16" or not array.dtype.isnative:
             raise _unsupported(array.dtype)
-        code = _numpy_codes[array.dtype] = _BFLOAT16
+        code = NUMPY_CODES[array.dtype] = _BFLOAT16
     if dtype is not None and _BY_NAME.get(dtype) != code:
         raise TypeError(f"dtype={dtype!r} does not fit an array of {array.dtype}")
     return code
@@ -166,7 +166,7 @@ def buffer_of(value: Any, dtype: str | None = None, *, out: bool = False) -> Buf
     """The memory of an array or tensor, or a copy if that is strided. An output must be writable,
     and no two of its elements may share memory. Raises TypeError or ValueError."""
     if isinstance(value, np.ndarray):
-        code = _numpy_codes.get(value.dtype)
+        code = NUMPY_CODES.get(value.dtype)
         flags = value.flags
         if code is None or dtype is not None or not value.size:
             return _numpy_buffer(value, dtype, out)

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from collectives._core import ffi, lib
 from collectives.buffers import Buffer, Parts, buffer_of, output_for
 from collectives.posting import MessageOptions, Options, Posting, choice
@@ -94,6 +96,10 @@ class Operations(Posting):
                 then x is undefined on failure, and the operation cannot begin again, in place or
                 not. The same on all members.
         """
+        if not options and preserve is True and type(x) is np.ndarray:
+            plain = _OPS.get(op) if type(op) is str else None
+            if plain is not None and (result := self._sum_plain(x, out, plain)) is not None:
+                return result
         given = buffer_of(x, options.get("dtype"))
         target = output_for(given, x, out, options.get("dtype"))
         return self._run(

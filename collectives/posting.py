@@ -6,8 +6,10 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
+import numpy as np
+
 from collectives._core import ffi, lib
-from collectives.buffers import Buffer, Parts
+from collectives.buffers import NUMPY_CODES, Buffer, Parts, buffer_of
 from collectives.core import Context, text
 from collectives.errors import Closed, CollectivesError, from_status
 from collectives.seat import Seat
@@ -30,6 +32,7 @@ KINDS = {
     "recv": lib.CC_RECEIVE,
 }
 _MAX_UNPRUNED = 64
+_PENDING = lib.CC_PENDING
 
 
 class MessageOptions(TypedDict, total=False):
@@ -88,7 +91,6 @@ class Posting:
         self._group = seat.group
         self._open: set[Work] = set()  # keeps buffers alive while the core may touch them
         self._closed = False
-        self._orphans: list[Any] = []  # buffers of operations that lost their Work to a Ctrl-C
 
     def _run(
         self,
@@ -99,30 +101,68 @@ class Posting:
         **fields: Any,
     ) -> Any:
         """Posts an operation; returns its result, or its Work if it is to be asynchronous."""
-        async_op = options.get("async_op", False)
-        handle = None
-        cc_wait, pending = lib.cc_wait, lib.CC_PENDING
-        _local.out[0] = ffi.NULL
+        out = _local.out
+        out[0] = ffi.NULL
+        if options.get("async_op", False):
+            try:
+                self._post(name, given, target, options, **fields)
+            except BaseException:
+                if out[0]:  # a Ctrl-C: the operation goes on, and its buffers must live on
+                    self._work(out[0], name, given, target)
+                raise
+            return self._work(out[0], name, given, target)
         try:
-            handle = self._post(name, given, target, options, sync=not async_op, **fields)
-            if async_op:
-                return self._work(handle, name, given, target)
-            while (status := cc_wait(handle, SLICE_MS)) == pending:
-                pass
-        except BaseException:  # Ctrl-C: the operation goes on, and its buffers must live on
-            if handle is not None and not async_op:
-                self._work(handle, name, given, target)
-            elif _local.out[0]:
-                self._orphans.append((given, target))
+            status = self._post(name, given, target, options, wait=True, **fields)
+            while status == _PENDING:
+                status = lib.cc_wait(out[0], SLICE_MS)
+        except BaseException:
+            if out[0]:
+                self._work(out[0], name, given, target)
             raise
         if status != lib.CC_OK:
-            return self._work(handle, name, given, target).wait()  # raises
-        lib.cc_work_free(handle)
+            return self._work(out[0], name, given, target).wait()  # raises
+        if out[0]:
+            lib.cc_work_free(out[0])
         if target is None:
             return None
         if target.is_copy:
             target.deliver()
         return target.array
+
+    def _sum_plain(self, x: np.ndarray[Any, Any], out: Any, op: int) -> Any:
+        """A short way for what most all_reduces are: numpy arrays in one piece, no options. Its
+        result, or None: the long way is needed, which finds out why."""
+        code, count, flags = NUMPY_CODES.get(x.dtype), x.size, x.flags
+        if code is None or not count or not flags.c_contiguous or self._closed:
+            return None
+        if out is None:
+            out = np.empty(x.shape, x.dtype)
+        elif not (out is x or _is_like(out, x)) or not out.flags.writeable:
+            return None
+        local = _local
+        request, handle = local.plain, local.out
+        request.dtype, request.op, request.count = code, op, count
+        source, request.out = ffi.from_buffer(x), ffi.from_buffer(out)
+        request.__setattr__("in", source)
+        handle[0] = ffi.NULL
+        try:
+            status = lib.cc_run(
+                self._context.native, self._group, request, SLICE_MS, handle, local.message
+            )
+            while status == _PENDING:
+                status = lib.cc_wait(handle[0], SLICE_MS)
+        except BaseException:
+            if handle[0]:
+                self._work(handle[0], "all_reduce", buffer_of(x), buffer_of(out, out=True))
+            raise
+        if status == lib.CC_OK:
+            if handle[0]:
+                lib.cc_work_free(handle[0])
+            return out
+        if not handle[0]:
+            raise self._post_error(status, text(local.message))
+        given, target = buffer_of(x), buffer_of(out, out=True)
+        return self._work(handle[0], "all_reduce", given, target).wait()  # raises
 
     def _post_work(
         self, name: str, options: Mapping[str, Any], made: Callable[[Work], None], flags: int
@@ -155,7 +195,8 @@ class Posting:
         target: Buffer | Parts | None,
         options: Mapping[str, Any],
         *,
-        sync: bool,
+        wait: bool = False,
+        sync: bool = False,
         op: int = 0,
         factor: float = 0.0,
         root: int = 0,
@@ -166,7 +207,9 @@ class Posting:
         receive_counts: Any = None,
         flags: int = 0,
     ) -> Any:
-        """Posts an operation and returns the core's handle on it."""
+        """Posts an operation, whose handle is in `_local.out` then; with `wait` it may be over
+        already, and has no handle if it went well. `sync`: the caller will wait at once. Returns
+        its status."""
         algorithm, lane, timeout, timed = lib.CC_AUTO, 0, None, -1
         if options:
             if unknown := options.keys() - _OPTIONS[name]:
@@ -185,26 +228,31 @@ class Posting:
         request.kind, request.op, request.factor = KINDS[name], op, factor
         request.root, request.tag, request.world = root, tag, world
         request.algorithm, request.lane, request.timeout_ms = algorithm, lane, timed
-        request.flags = flags if sync else flags | lib.CC_ASYNC
+        request.flags = flags if wait or sync else flags | lib.CC_ASYNC
         request.count = count
         request.counts = ffi.NULL if counts is None else counts
         request.receive_counts = ffi.NULL if receive_counts is None else receive_counts
         typed = given if given is not None else target
         request.dtype = 0 if typed is None else typed.code
+        native, group = self._context.native, self._group
         if isinstance(target, Parts):
             status = lib.cc_post_many(
-                *(self._context.native, self._group, request, target.pointer),
+                *(native, group, request, target.pointer),
                 *(len(target.targets), local.out, local.message),
             )
-        else:
-            request.__setattr__("in", ffi.NULL if given is None else given.pointer)
-            request.out = ffi.NULL if target is None else target.pointer
-            status = lib.cc_post(
-                self._context.native, self._group, request, local.out, local.message
-            )
+            return self._posted(status, wait)
+        request.__setattr__("in", ffi.NULL if given is None else given.pointer)
+        request.out = ffi.NULL if target is None else target.pointer
+        if not wait:
+            return self._posted(lib.cc_post(native, group, request, local.out, local.message))
+        status = lib.cc_run(native, group, request, SLICE_MS, local.out, local.message)
+        return status if local.out[0] else self._posted(status)
+
+    def _posted(self, status: int, pending: bool = False) -> int:
+        """The status of a post, or what it was refused for."""
         if status != lib.CC_OK:
-            raise self._post_error(status, text(local.message))
-        return local.out[0]
+            raise self._post_error(status, text(_local.message))
+        return _PENDING if pending else status
 
     def _prune(self) -> None:
         """Forgets works that nobody waited for and that are complete, now and then."""
@@ -223,11 +271,21 @@ class Posting:
         return ended if ended is not None else Closed("the communicator is closed")
 
 
+def _is_like(out: Any, x: np.ndarray[Any, Any]) -> bool:
+    """Whether it is an array in one piece, of the same dtype and count."""
+    if type(out) is not np.ndarray or out.dtype is not x.dtype or out.size != x.size:
+        return False
+    return bool(out.flags.c_contiguous)
+
+
 class _Local(threading.local):
     """C memory that each thread uses again for every call."""
 
     def __init__(self) -> None:
         self.request = ffi.new("cc_request *")
+        self.plain = ffi.new("cc_request *")
+        self.plain.kind, self.plain.flags = lib.CC_ALL_REDUCE, lib.CC_PRESERVE
+        self.plain.timeout_ms = -1
         self.out = ffi.new("cc_work **")
         self.message = ffi.new("char[]", int(lib.CC_MESSAGE_MAX))
 

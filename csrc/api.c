@@ -317,6 +317,17 @@ cc_status cc_wait(cc_work *work, int64_t timeout_ms) {
     return cc__progress_wait(work->context, work, timeout_ms);
 }
 
+cc_status cc_run(cc_context *context, uint32_t group, const cc_request *request, int64_t timeout_ms,
+                 cc_work **out, char *message) {
+    cc_status status = cc_post(context, group, request, out, message);
+    if (status != CC_OK) return status;
+    status = cc_wait(*out, timeout_ms);
+    if (status != CC_OK) return status;
+    cc_work_free(*out);
+    *out = NULL;
+    return CC_OK;
+}
+
 cc_status cc_work_notify(cc_work *work, int fd) {
     cc_context *context = work->context;
     cc_status status = CC_OK;

@@ -361,6 +361,11 @@ cc_status cc_post_many(cc_context *context, uint32_t group, const cc_request *re
  * operation's buffers any more. */
 cc_status cc_wait(cc_work *work, int64_t timeout_ms);
 
+/* cc_post, cc_wait and, if that was CC_OK, cc_work_free in one call. *out is NULL then, and if the
+ * post was refused; else it is the caller's: the operation is under way (CC_PENDING) or has failed. */
+cc_status cc_run(cc_context *context, uint32_t group, const cc_request *request, int64_t timeout_ms,
+                 cc_work **out, char *message);
+
 /* Writes 8 bytes (the number 1) to `fd` once the work is complete, at once if it is. Any number of
  * descriptors may wait. The caller owns fd and keeps it open until it was written to, or until
  * cc_work_forget(work, fd) has returned. */
