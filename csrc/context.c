@@ -2,6 +2,8 @@
  * it is left for the caller and the agent. */
 #include "csrc/context.h"
 
+#include "csrc/base/pool.h"
+
 #include <errno.h>
 #include <string.h>
 #include <unistd.h>
@@ -9,6 +11,8 @@
 #define GAUGE_TURNS 12 /* latencies until a new link has found its speed: a few turns */
 #define GAUGE_MIN_NS (2 * CC__MS)
 #define EVENTS_PER_STEP 64
+#define TRIM_NS (1000 * CC__MS)  /* between looks at the pool of memory */
+#define KEEP_NS (30000 * CC__MS) /* what nobody wants for so long goes back to the system */
 
 cc__group *cc__context_group(cc_context *context, uint32_t id, bool create) {
     for (uint32_t i = 0; i < context->n_groups; i++)
@@ -211,6 +215,10 @@ bool cc__context_step(cc_context *context) {
     }
     int64_t now = cc__now(&context->clock), next = cc__links_tick(links, now);
     context->stepped_ns = now;
+    if (now - context->trimmed_ns >= TRIM_NS) {
+        context->trimmed_ns = now;
+        cc__pool_trim(now, now - KEEP_NS);
+    }
     drain_links(context);
     for (uint32_t i = 0; i < context->n_groups; i++) {
         int64_t deadline = cc__group_tick(context->groups[i], now);

@@ -23,6 +23,7 @@ struct cc_context {
     bool more;          /* something stopped only for fairness */
     int64_t next_ns;    /* when a step is due at the latest */
     int64_t stepped_ns; /* when the last one was */
+    int64_t trimmed_ns; /* when the pool of memory was looked at last */
     uint64_t finished;  /* operations, of all groups; what waiters look at */
     uint64_t retired;   /* of these, of groups that are closed */
     uint32_t closed_groups[CC_CLOSED_GROUPS_MAX]; /* the last ones; 0: none */

@@ -1,6 +1,7 @@
 /* The life of an operation: posted, started with a plan, perhaps begun again, finished. */
 #include "csrc/op.h"
 
+#include "csrc/base/pool.h"
 #include "csrc/kernels/kernels.h"
 
 #include <stdlib.h>
@@ -60,7 +61,7 @@ static cc_status allocate(cc__op *op, uint32_t size) {
     op->segments = calloc(total + 1, 1);
     op->clear = calloc(size, sizeof *op->clear);
     op->traffic = calloc(size, sizeof *op->traffic);
-    op->stage = op->plan.stage_bytes ? malloc(op->plan.stage_bytes) : NULL;
+    op->stage = op->plan.stage_bytes ? cc__pool_take(op->plan.stage_bytes) : NULL;
     if (!op->states || !op->segments || !op->clear || !op->traffic ||
         (op->plan.stage_bytes && !op->stage))
         return CC_NO_MEMORY;
@@ -86,7 +87,7 @@ static void free_parts(cc__op *op) {
     free(op->segments);
     free(op->clear);
     free(op->traffic);
-    free(op->stage);
+    cc__pool_give(op->stage);
     op->states = NULL;
     op->segments = NULL;
     op->clear = NULL;

@@ -1,5 +1,6 @@
 #include "csrc/op_pack.h"
 
+#include "csrc/base/pool.h"
 #include "csrc/kernels/kernels.h"
 #include "csrc/op_request.h"
 
@@ -71,7 +72,7 @@ const char *cc__parts_fault(const cc_request *request, const cc_part *parts, uin
 static cc_status open_scaled(cc__pack *pack, cc_request *request) {
     uint64_t count = cc__request_total(request, false);
     uint64_t bytes = count * pack->element_bytes;
-    pack->in = malloc(bytes + 1);
+    pack->in = cc__pool_take(bytes + 1);
     if (pack->in == NULL) return CC_NO_MEMORY;
     uintptr_t in = (uintptr_t)request->in, out = (uintptr_t)request->out;
     pack->over_input = out >= in && out < in + bytes;
@@ -82,8 +83,8 @@ static cc_status open_scaled(cc__pack *pack, cc_request *request) {
 
 static cc_status open_parts(cc__pack *pack, cc_request *request) {
     uint64_t at = 0, bytes = request->count * pack->element_bytes;
-    pack->in = malloc(bytes + 1);
-    pack->out = malloc(bytes + 1);
+    pack->in = cc__pool_take(bytes + 1);
+    pack->out = cc__pool_take(bytes + 1);
     if (pack->in == NULL || pack->out == NULL) return CC_NO_MEMORY;
     for (uint32_t i = 0; i < pack->n_parts; i++) {
         uint64_t part_bytes = pack->parts[i].count * pack->element_bytes;
@@ -148,8 +149,8 @@ void cc__pack_rewind(cc__pack *pack) {
 }
 
 void cc__pack_close(cc__pack *pack) {
-    free(pack->in);
-    free(pack->out);
+    cc__pool_give(pack->in);
+    cc__pool_give(pack->out);
     free(pack->parts);
     *pack = (cc__pack){0};
 }
