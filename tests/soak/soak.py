@@ -14,8 +14,8 @@ When things are flat: the medians of two windows of the run are compared, the fi
 in which caches, arenas and buffers reach their size, and the last. Medians, because a round ends
 with more or less garbage. Descriptors and threads must be equal. Memory may grow by GROWTH_MIB: at
 800 operations a second, which is what two cores do, one leaked allocation of 64 bytes per operation
-makes 15 MiB between the two windows of ten minutes, while they were 2 MiB apart in runs without a
-leak: the allocator's noise. In a minute the same bound finds what leaks 400 bytes per operation.
+makes 15 MiB between the two windows of ten minutes. Without a leak they were 1 to 3 MiB apart: the
+allocator's noise. In a minute the bound finds what leaks 400 bytes per operation.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from collectives.coordinator.process import CoordinatorProcess
 SCENES = [scene.__name__ for scene in scenes.SCENES]
 SECONDS = 600.0
 TOLD_EVERY_S = 10.0
-WARM_UP = 0.25  # of the run
-WINDOW = 0.25  # of the run
+WARM_UP = 0.25  # of the rounds
+WINDOW = 0.25  # of the rounds
 SAMPLES_MIN = 8  # in each window, or there is no verdict
 GROWTH_MIB = 8.0
 
@@ -58,7 +58,7 @@ class Soak:
         self.round = args.first
         self.operations = 0
         self.since = time.monotonic()
-        self.samples: list[tuple[float, dict[str, Usage]]] = []
+        self.samples: list[dict[str, Usage]] = []
 
     @property
     def elapsed(self) -> float:
@@ -87,7 +87,7 @@ class Soak:
                 self.round += 1
                 usages = {f"peer {i}": usage for i, (_, usage) in enumerate(results)}
                 usages["coordinator"] = scenes.usage(coordinator.process.pid)
-                self.samples.append((self.elapsed, usages))
+                self.samples.append(usages)
                 if time.monotonic() - told >= TOLD_EVERY_S:
                     told = time.monotonic()
                     print(self.state(), flush=True)
@@ -116,7 +116,7 @@ class Soak:
     # ---- what is told ----------------------------------------------------------------------------
 
     def state(self) -> str:
-        _, last = self.samples[-1]
+        last = self.samples[-1]
         memory = " ".join(f"{usage['MiB']:.0f}" for usage in last.values())
         descriptors = " ".join(f"{usage['descriptors']:.0f}" for usage in last.values())
         return (
@@ -129,7 +129,7 @@ class Soak:
         if grown is None:
             return "too short to tell what grows"
         told = []
-        for what, bound in (("MiB", GROWTH_MIB), ("descriptors", 0.0), ("threads", 0.0)):
+        for what, bound in (("descriptors", 0.0), ("threads", 0.0), ("MiB", GROWTH_MIB)):
             process, by = max(grown[what].items(), key=lambda item: item[1])
             if by > bound:
                 raise Failed(f"{process} grew by {by:+.1f} {what}; {bound:g} are allowed")
@@ -137,25 +137,22 @@ class Soak:
         return f"growth at most {', '.join(told)}"
 
 
-def growth(samples: list[tuple[float, dict[str, Usage]]]) -> dict[str, dict[str, float]] | None:
-    """By how much the median of the last window is above that of the first: what, then process.
-    None if there are too few samples."""
-    if not samples:
+def growth(samples: list[dict[str, Usage]]) -> dict[str, dict[str, float]] | None:
+    """Of samples, one for each round: by how much the median of the last window is above that of
+    the first, by what and process. None if there are too few samples."""
+    width = int(len(samples) * WINDOW)
+    if width < SAMPLES_MIN:
         return None
-    end = samples[-1][0]
-    first = [u for at, u in samples if WARM_UP <= at / end < WARM_UP + WINDOW]
-    last = [u for at, u in samples if at / end >= 1 - WINDOW]
-    if min(len(first), len(last)) < SAMPLES_MIN:
-        return None
+    warm = int(len(samples) * WARM_UP)
+    first, last = samples[warm : warm + width], samples[-width:]
 
     def median(window: list[dict[str, Usage]], process: str, what: str) -> float:
         return statistics.median(usages[process][what] for usages in window)
 
-    _, usages = samples[-1]
     return {
         what: {
             process: median(last, process, what) - median(first, process, what)
-            for process in usages
+            for process in samples[-1]
         }
         for what in ("MiB", "descriptors", "threads")
     }
