@@ -82,9 +82,13 @@ static inline bool cc__is_receive(const cc__move *move) {
     return move->kind == CC__PLACE || move->kind == CC__REDUCE;
 }
 
-/* How much of a message travels in one frame. */
+/* How much of a message travels in one frame: a segment, or less of a message that would be too few
+ * of them to be received, reduced and passed on at the same time. Both ends find the same. */
 static inline uint64_t cc__op_step(const cc__op *op, const cc__move *move) {
-    return op->plan.eager ? move->bytes : op->segment_bytes;
+    if (op->plan.eager) return move->bytes;
+    uint64_t part = move->bytes / CC_PARTS_MIN / 64 * 64;
+    if (part < CC_PART_BYTES_MIN) part = CC_PART_BYTES_MIN;
+    return part < op->segment_bytes ? part : op->segment_bytes;
 }
 
 /* Copies the request. `pack` may be NULL; it becomes the operation's. NULL: no memory. */

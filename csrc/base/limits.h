@@ -11,8 +11,10 @@
 #define CC_STREAMS_MAX 16u        /* bulk connections of one link */
 #define CC_SEGMENT_MIN 64u        /* payload bytes of one bulk frame */
 #define CC_SEGMENT_MAX (1u << 20)
-#define CC_EAGER_BYTES 16384u /* payload of one eager frame */
-#define CC_EAGER_SLOTS 8u     /* operations a peer may be ahead with eager data, per lane */
+#define CC_PARTS_MIN 2u               /* of a long message, at least, */
+#define CC_PART_BYTES_MIN (64u << 10) /* unless they would be shorter than this */
+#define CC_EAGER_BYTES 16384u         /* payload of one eager frame */
+#define CC_EAGER_SLOTS 8u             /* operations a peer may be ahead with eager data, per lane */
 #define CC_CONTROL_QUEUE_BYTES (4u << 20) /* unsent bytes on one stream 0 before the link breaks */
 #define CC_HALF_OPEN_MAX 256u             /* connections whose handshake is not over */
 #define CC_PAIR_WINDOW 256u               /* messages to one peer that it has not taken */
