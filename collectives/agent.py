@@ -128,7 +128,7 @@ class Agent:
             Closed, Evicted, CoordinatorLost: this peer is in no group any more.
         """
         self._check_process()
-        seat = Seat()
+        seat = Seat(self.root)
         request = messages.Subgroup(parent.group, key, tuple(members))
         self._ask(partial(self._open, seat, request))
         try:
@@ -195,7 +195,7 @@ class Agent:
     def _main(self) -> None:
         try:
             self._run()
-            self._end("CLOSED", Closed("the communicator is closed"))
+            self._end(None, Closed("the communicator is closed"))
         except CollectivesError as error:
             self._end("CLOSED" if self.root.current is None else "COORDINATOR_LOST", error)
         except Exception as error:  # a fault of ours must not leave operations waiting forever
@@ -317,6 +317,8 @@ class Agent:
             seat = self._seats.get(message.group)
             if seat is not None:
                 self._take_for(seat, message)
+            elif isinstance(message, messages.Seal):
+                self._take_foreign(message.group)
 
     def _take_for(
         self, seat: Seat, message: messages.Seal | messages.Evicted | messages.Pending
@@ -343,8 +345,7 @@ class Agent:
         # The first record needs the token, which is in the WELCOME; both are sent again.
         seat = self._seats.get(message.group)
         if seat is None:
-            if self.root.current is not None and not self._openings:
-                self._decline(message.group)
+            self._take_foreign(message.group)
             return
         if seat.current is not None and message.epoch <= seat.current.epoch:
             # The coordinator did not hear that it is installed.
@@ -395,6 +396,12 @@ class Agent:
         elif message.group and message.group not in self._seats:
             self._decline(message.group)
 
+    def _take_foreign(self, group: int) -> None:
+        """The coordinator takes this peer for a member of a group that it closed, and whose BYE got
+        lost. While subgroups are being opened it may be one of these."""
+        if self.root.current is not None and not self._openings:
+            self._decline(group)
+
     def _decline(self, group: int) -> None:
         """This peer is in no such group any more, whatever the others think."""
         assert self._link is not None
@@ -413,14 +420,15 @@ class Agent:
 
     # ---- the end ---------------------------------------------------------------------------------
 
-    def _end(self, status_name: str, error: CollectivesError) -> None:
-        """This peer is in no group any more: every operation is told, once."""
+    def _end(self, status_name: str | None, error: CollectivesError) -> None:
+        """This peer is in no group any more: every operation is told, once. Without a status by the
+        core itself, which is closed next and says goodbye first."""
         if self.root.ended is None:
-            level = logging.INFO if status_name == "CLOSED" else logging.WARNING
+            level = logging.INFO if status_name in ("CLOSED", None) else logging.WARNING
             log.log(level, "group %r: this peer is out: %s", self._join.group, error)
         self._openings.end(error)
         for seat in {self.root, *self._seats.values()}:
-            if seat.end(error):
+            if seat.end(error) and status_name is not None:
                 self._core.expel(seat.group, status_name, str(error))
 
 

@@ -161,10 +161,10 @@ class Communicator(ObjectOperations):
         in the order of `key`, and of equal keys in that of their ranks here. All members call it,
         as the same operation of the lane.
 
-        The new communicator shares this one's connections, and ends with it at the latest. A
-        member that dies is lost to both, and each recovers on its own. A subgroup only shrinks:
-        joiners come to this group, by `admit`; then split again. Whoever needs a subgroup no more
-        should `close` it; a peer can be in 64 groups at once.
+        The new communicator shares the connections of the one that `connect` made, and ends with
+        that at the latest. A member that dies is lost to both, and each recovers on its own. A
+        subgroup only shrinks: joiners come to this group, by `admit`; then split again. Whoever
+        needs a subgroup no more should `close` it; a peer can be in 64 groups at once.
 
         Args:
             color: any whole number of 64 bits; None: this peer will be in none of the new groups,
@@ -174,6 +174,8 @@ class Communicator(ObjectOperations):
 
         Raises: as `Work.wait`; TimedOut, Refused: the group did not form, and why.
         """
+        self._catch_up()
+        members = self._snapshot.members  # whatever an admit in another thread makes of them
         row = np.array([color is not None, color or 0, key], np.int64)
         work = self.all_gather(row, lane=lane, timeout=timeout, async_op=True)
         rows, info = work.wait(), work.info
@@ -185,7 +187,7 @@ class Communicator(ObjectOperations):
             if rank not in info.missing and rows[rank][0] and rows[rank][1] == color
         )
         what = f"split {self._group} {lane} {info.sequence} {color}"
-        return self._subgroup([rank for _, rank in chosen], what, timeout)
+        return self._subgroup([members[rank].id for _, rank in chosen], what, timeout)
 
     def subgroup(self, ranks: Sequence[int], *, timeout: float | None = None) -> Communicator:
         """A group of these ranks, in this order. They all call it with the same ranks, and nobody
@@ -207,10 +209,9 @@ class Communicator(ObjectOperations):
         with self._lock:
             self._asked[members] += 1
             nth = self._asked[members]
-        return self._subgroup(ranks, f"subgroup {self._group} {nth} {ranks}", timeout)
+        return self._subgroup(members, f"subgroup {self._group} {nth} {ranks}", timeout)
 
-    def _subgroup(self, ranks: list[int], what: str, timeout: float | None) -> Communicator:
-        members = [self._snapshot.members[rank].id for rank in ranks]
+    def _subgroup(self, members: Sequence[bytes], what: str, timeout: float | None) -> Communicator:
         key = hashlib.blake2b(what.encode(), digest_size=messages.ID_BYTES)
         for member in members:
             key.update(member)

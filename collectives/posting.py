@@ -91,6 +91,7 @@ class Posting:
         self._group = seat.group
         self._open: set[Work] = set()  # keeps buffers alive while the core may touch them
         self._closed = False
+        self._orphans: list[Any] = []  # buffers of operations that lost their Work to a Ctrl-C
 
     def _run(
         self,
@@ -101,33 +102,48 @@ class Posting:
         **fields: Any,
     ) -> Any:
         """Posts an operation; returns its result, or its Work if it is to be asynchronous."""
-        out = _local.out
-        out[0] = ffi.NULL
         if options.get("async_op", False):
-            try:
-                self._post(name, given, target, options, **fields)
-            except BaseException:
-                if out[0]:  # a Ctrl-C: the operation goes on, and its buffers must live on
-                    self._work(out[0], name, given, target)
-                raise
-            return self._work(out[0], name, given, target)
+            return self._start(name, given, target, options, **fields)
+        frame = _take_frame()
+        out = frame.out
         try:
-            status = self._post(name, given, target, options, wait=True, **fields)
+            status = self._post(frame, name, given, target, options, wait=True, **fields)
             while status == _PENDING:
                 status = lib.cc_wait(out[0], SLICE_MS)
         except BaseException:
-            if out[0]:
+            if out[0]:  # a Ctrl-C: the operation goes on, and its buffers must live on
                 self._work(out[0], name, given, target)
             raise
+        handle = out[0]
+        _local.frames.append(frame)
         if status != lib.CC_OK:
-            return self._work(out[0], name, given, target).wait()  # raises
-        if out[0]:
-            lib.cc_work_free(out[0])
+            return self._work(handle, name, given, target).wait()  # raises
+        if handle:
+            lib.cc_work_free(handle)
         if target is None:
             return None
         if target.is_copy:
             target.deliver()
         return target.array
+
+    def _start(
+        self,
+        name: str,
+        given: Buffer | None,
+        target: Buffer | Parts | None,
+        options: Mapping[str, Any],
+        **fields: Any,
+    ) -> Work:
+        frame = _take_frame()
+        try:
+            self._post(frame, name, given, target, options, **fields)
+            work = self._work(frame.out[0], name, given, target)
+        except BaseException:
+            if frame.out[0]:  # whether or not there is a Work that was lost
+                self._orphans.append((given, target))
+            raise
+        _local.frames.append(frame)
+        return work
 
     def _sum_plain(self, x: np.ndarray[Any, Any], out: Any, op: int) -> Any:
         """A short way for what most all_reduces are: numpy arrays in one piece, no options. Its
@@ -139,15 +155,14 @@ class Posting:
             out = np.empty(x.shape, x.dtype)
         elif not (out is x or _is_like(out, x)) or not out.flags.writeable:
             return None
-        local = _local
-        request, handle = local.plain, local.out
+        frame = _take_frame()
+        request, handle = frame.plain, frame.out
         request.dtype, request.op, request.count = code, op, count
         source, request.out = ffi.from_buffer(x), ffi.from_buffer(out)
         request.__setattr__("in", source)
-        handle[0] = ffi.NULL
         try:
             status = lib.cc_run(
-                self._context.native, self._group, request, SLICE_MS, handle, local.message
+                self._context.native, self._group, request, SLICE_MS, handle, frame.message
             )
             while status == _PENDING:
                 status = lib.cc_wait(handle[0], SLICE_MS)
@@ -155,14 +170,15 @@ class Posting:
             if handle[0]:
                 self._work(handle[0], "all_reduce", buffer_of(x), buffer_of(out, out=True))
             raise
+        work = handle[0]
+        _local.frames.append(frame)
         if status == lib.CC_OK:
-            if handle[0]:
-                lib.cc_work_free(handle[0])
+            if work:
+                lib.cc_work_free(work)
             return out
-        if not handle[0]:
-            raise self._post_error(status, text(local.message))
-        given, target = buffer_of(x), buffer_of(out, out=True)
-        return self._work(handle[0], "all_reduce", given, target).wait()  # raises
+        if not work:
+            raise self._post_error(status, text(frame.message))
+        return self._work(work, "all_reduce", buffer_of(x), buffer_of(out, out=True)).wait()
 
     def _post_work(
         self, name: str, options: Mapping[str, Any], made: Callable[[Work], None], flags: int
@@ -170,12 +186,12 @@ class Posting:
         """Posts an operation without buffers, and calls `made` with its Work: also if a Ctrl-C
         comes right behind the post, for it is under way all the same."""
         work = None
-        _local.out[0] = ffi.NULL
+        frame = _take_frame()
         try:
-            self._post(name, None, None, options, flags=flags, sync=True)
+            self._post(frame, name, None, None, options, flags=flags, sync=True)
         finally:
-            if _local.out[0]:
-                work = self._work(_local.out[0], name, None, None)
+            if frame.out[0]:
+                work = self._work(frame.out[0], name, None, None)
                 made(work)
         assert work is not None
         return work
@@ -190,6 +206,7 @@ class Posting:
 
     def _post(
         self,
+        frame: _Frame,
         name: str,
         given: Buffer | None,
         target: Buffer | Parts | None,
@@ -207,7 +224,7 @@ class Posting:
         receive_counts: Any = None,
         flags: int = 0,
     ) -> Any:
-        """Posts an operation, whose handle is in `_local.out` then; with `wait` it may be over
+        """Posts an operation, whose handle is in the frame then; with `wait` it may be over
         already, and has no handle if it went well. `sync`: the caller will wait at once. Returns
         its status."""
         algorithm, lane, timeout, timed = lib.CC_AUTO, 0, None, -1
@@ -223,8 +240,7 @@ class Posting:
                 flags |= lib.CC_NO_RETRY
         if self._closed:
             raise self._why_closed()
-        local = _local
-        request = local.request
+        request = frame.request
         request.kind, request.op, request.factor = KINDS[name], op, factor
         request.root, request.tag, request.world = root, tag, world
         request.algorithm, request.lane, request.timeout_ms = algorithm, lane, timed
@@ -238,20 +254,21 @@ class Posting:
         if isinstance(target, Parts):
             status = lib.cc_post_many(
                 *(native, group, request, target.pointer),
-                *(len(target.targets), local.out, local.message),
+                *(len(target.targets), frame.out, frame.message),
             )
-            return self._posted(status, wait)
+            return self._posted(frame, status, wait)
         request.__setattr__("in", ffi.NULL if given is None else given.pointer)
         request.out = ffi.NULL if target is None else target.pointer
         if not wait:
-            return self._posted(lib.cc_post(native, group, request, local.out, local.message))
-        status = lib.cc_run(native, group, request, SLICE_MS, local.out, local.message)
-        return status if local.out[0] else self._posted(status)
+            status = lib.cc_post(native, group, request, frame.out, frame.message)
+            return self._posted(frame, status)
+        status = lib.cc_run(native, group, request, SLICE_MS, frame.out, frame.message)
+        return status if frame.out[0] else self._posted(frame, status)
 
-    def _posted(self, status: int, pending: bool = False) -> int:
+    def _posted(self, frame: _Frame, status: int, pending: bool = False) -> int:
         """The status of a post, or what it was refused for."""
         if status != lib.CC_OK:
-            raise self._post_error(status, text(_local.message))
+            raise self._post_error(status, text(frame.message))
         return _PENDING if pending else status
 
     def _prune(self) -> None:
@@ -278,8 +295,11 @@ def _is_like(out: Any, x: np.ndarray[Any, Any]) -> bool:
     return bool(out.flags.c_contiguous)
 
 
-class _Local(threading.local):
-    """C memory that each thread uses again for every call."""
+class _Frame:
+    """C memory of one call under way. A signal's handler may call in the middle of another call of
+    the same thread, so each has its own."""
+
+    __slots__ = ("message", "out", "plain", "request")
 
     def __init__(self) -> None:
         self.request = ffi.new("cc_request *")
@@ -288,6 +308,21 @@ class _Local(threading.local):
         self.plain.timeout_ms = -1
         self.out = ffi.new("cc_work **")
         self.message = ffi.new("char[]", int(lib.CC_MESSAGE_MAX))
+
+
+def _take_frame() -> _Frame:
+    """A frame that nobody uses; it is given back to `_local.frames` by calls that went well."""
+    frames = _local.frames
+    frame = frames.pop() if frames else _Frame()
+    frame.out[0] = ffi.NULL
+    return frame
+
+
+class _Local(threading.local):
+    """Frames that each thread uses again."""
+
+    def __init__(self) -> None:
+        self.frames: list[_Frame] = []
 
 
 _local = _Local()

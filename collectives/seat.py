@@ -27,8 +27,9 @@ class Seat:
         ended: why this peer is in the group no more, or never will be; or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, root: Seat | None = None) -> None:
         self.group = 0
+        self._root = root  # of a subgroup's: where it ends, this one does
         self.settled: Epoch | None = None
         self.current: Epoch | None = None
         self.pending = 0
@@ -60,8 +61,9 @@ class Seat:
         until = None if timeout is None else time.monotonic() + timeout
         with self._changed:
             while (record := wanted()) is None:
-                if self.ended is not None:
-                    raise self.ended
+                ended = self.ended or (self._root.ended if self._root else None)
+                if ended is not None:
+                    raise ended
                 left = WAIT_SLICE_S
                 if until is not None:
                     left = min(until - time.monotonic(), left)

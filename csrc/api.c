@@ -1,6 +1,8 @@
 /* The public entry points: arguments are checked here, before anything is locked or sent. */
 #include "csrc/context.h"
 
+#include "csrc/base/pool.h"
+
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -126,6 +128,7 @@ void cc_context_close(cc_context *context, int abort) {
     if (!abort) cc__progress_goodbye(context);
     cc__links_stop(&context->links, abort);
     cc__unlock(context);
+    cc__pool_trim(cc__now(&context->clock), CC__NEVER);
     context->transport->ops->stop(context->transport, abort);
     context->transport = NULL;
     close(context->event_fd);
@@ -253,6 +256,8 @@ static cc_status post(cc_context *context, uint32_t group_id, const cc_request *
     cc_status status;
     cc__group *group = cc__context_group(context, group_id, false);
     if (context->closed)
+        status = say(message, CC_CLOSED, "the communicator is closed");
+    else if (cc__context_has_closed(context, group_id))
         status = say(message, CC_CLOSED, "the communicator is closed");
     else if (group == NULL)
         status = say(message, CC_INVALID, "this peer is no member of such a group");

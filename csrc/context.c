@@ -43,8 +43,15 @@ void cc__context_drop_strangers(cc_context *context) {
     }
 }
 
+bool cc__context_has_closed(const cc_context *context, uint32_t id) {
+    for (uint32_t i = 0; i < CC_CLOSED_GROUPS_MAX && id > 0; i++)
+        if (context->closed_groups[i] == id) return true;
+    return false;
+}
+
 void cc__context_close_group(cc_context *context, uint32_t id) {
-    context->closed_groups[context->n_closed++ % CC_CLOSED_GROUPS_MAX] = id;
+    if (!cc__context_has_closed(context, id))
+        context->closed_groups[context->n_closed++ % CC_CLOSED_GROUPS_MAX] = id;
     for (cc__link *link = context->links.first; link; link = link->next) {
         const cc__group *group = cc__context_group(context, id, false);
         bool concerned =
@@ -61,12 +68,6 @@ void cc__context_close_group(cc_context *context, uint32_t id) {
         break;
     }
     cc__context_drop_strangers(context);
-}
-
-bool cc__context_has_closed(const cc_context *context, uint32_t id) {
-    for (uint32_t i = 0; i < CC_CLOSED_GROUPS_MAX && id > 0; i++)
-        if (context->closed_groups[i] == id) return true;
-    return false;
 }
 
 /* A frame of no group of ours. Who takes part in one that this peer has closed is told so. */

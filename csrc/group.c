@@ -196,10 +196,11 @@ static cc_status set_lanes(cc__group *group, const cc_epoch *record, bool joiner
         cc__lane *lane = cc__lane_get(group, record->lanes[i].lane);
         if (lane == NULL) return CC_NO_MEMORY;
         if (record->lanes[i].failed > lane->outcome.failed) lane->reason = group->reason;
-        if (record->lanes[i].posted > lane->interrupted) {
+        /* After a boundary members know of interruptions what joiners do: the record. */
+        bool is_boundary = record->cause == CC_CAUSE_BOUNDARY;
+        if (record->lanes[i].posted > lane->interrupted) lane->interruption = group->reason;
+        if (record->lanes[i].posted > lane->interrupted || is_boundary)
             lane->interrupted = record->lanes[i].posted;
-            lane->interruption = group->reason;
-        }
         lane->outcome = record->lanes[i];
         if (joiner) lane->posted = lane->outcome.failed;
     }
@@ -399,7 +400,7 @@ static int64_t tick_lanes(cc__group *group, int64_t now) {
                          "the deadline of operation %llu passed at rank %u; inputs are intact",
                          (unsigned long long)op->sequence, group->ranks[group->me]);
                 cc__group_seal(group, CC_CAUSE_DEADLINE, NULL, 0, detail);
-                group->deadline_ns = CC__NEVER;
+                group->deadline_ns = op->deadline_ns; /* if it goes on, it is looked at again */
                 return CC__NEVER;
             }
             if (op->deadline_ns < group->deadline_ns) group->deadline_ns = op->deadline_ns;

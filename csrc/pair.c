@@ -33,6 +33,7 @@ static void stop_incoming(cc__group *group, cc__incoming *incoming) {
 /* The connection is a new one: what was under way begins again, in both directions. */
 static void start_over(cc__group *group, cc__pair *pair) {
     pair->nonce = pair->link->nonce;
+    pair->greeted = false; /* nothing new may overtake what is offered again */
     for (uint32_t slot = 0; slot < CC_PAIR_WINDOW; slot++) {
         cc__outgoing *outgoing = &pair->out[slot];
         cc__incoming *incoming = pair->in[slot];
@@ -91,6 +92,13 @@ void cc__pair_settle(cc__group *group, cc__pair *pair, cc__incoming *incoming, c
     cc__pair_send(group, pair, CC__TAKEN, sequence, (uint64_t)status);
 }
 
+/* Takes it out of the list, if it is in there. */
+static void unlink_pair(cc__group *group, const cc__pair *pair) {
+    cc__pair **at = &group->pairs.first;
+    while (*at && *at != pair) at = &(*at)->next;
+    if (*at) *at = pair->next;
+}
+
 /* Ends everything with one peer. */
 static void end_pair(cc__group *group, cc__pair *pair, cc_status why, const char *message) {
     for (uint32_t slot = 0; slot < CC_PAIR_WINDOW; slot++) {
@@ -112,18 +120,22 @@ static void end_pair(cc__group *group, cc__pair *pair, cc_status why, const char
         cc__op_delist(op);
         cc__pair_complete(group, op, why, message);
     }
-    cc__pair **at = &group->pairs.first;
-    while (*at != pair) at = &(*at)->next;
-    *at = pair->next;
+    unlink_pair(group, pair);
     free(pair);
 }
 
 static void lose(cc__group *group, cc__pair *pair) {
     char message[CC_MESSAGE_MAX];
-    for (uint32_t slot = 0; slot < CC_PAIR_WINDOW; slot++) {
-        cc__op *op = pair->in[slot] ? pair->in[slot]->op : NULL;
+    uint64_t last = 0;
+    unlink_pair(group, pair); /* nothing of it is matched any more */
+    for (uint32_t slot = 0; slot < CC_PAIR_WINDOW; slot++)
+        if (pair->in[slot] && pair->in[slot]->sequence > last) last = pair->in[slot]->sequence;
+    /* The last one first, as each goes before all others: their order stays. */
+    for (uint64_t sequence = last; sequence > 0 && last - sequence < CC_PAIR_WINDOW; sequence--) {
+        cc__incoming *incoming = cc__pair_incoming(pair, sequence);
+        cc__op *op = incoming ? incoming->op : NULL;
         if (op == NULL || op->request.root != CC_ANY_SOURCE) continue;
-        forget(group, pair, pair->in[slot]);
+        forget(group, pair, incoming);
         cc__pair_receive_again(group, op);
     }
     snprintf(message, sizeof message,

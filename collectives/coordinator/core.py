@@ -114,7 +114,7 @@ class Core:
             for group in self._groups.values():
                 group.ping(peer)
         elif isinstance(message, Subgroup):
-            self._ask_subgroup(peer, message)
+            self._ask_subgroup(peer, message, now)
         elif isinstance(message, Bye):
             for group in self._groups.values():
                 if message.group in (0, group.number):
@@ -166,14 +166,14 @@ class Core:
             self._names[name] = group
         return group
 
-    def _make(self, name: str, token: bytes) -> Group | None:
+    def _make(self, name: str, token: bytes, root: str | None = None) -> Group | None:
         """A new group. With too many of them, one that nobody is in makes room."""
         if len(self._groups) >= GROUPS_MAX:
             idle = next((group for group in self._groups.values() if group.idle), None)
             if idle is None:
                 return None
             self._drop(idle)
-        group = Group(name, self._next_number, token, self._timeouts, self._send)
+        group = Group(name, self._next_number, token, self._timeouts, self._send, root)
         self._next_number += 1
         self._groups[group.number] = group
         return group
@@ -185,11 +185,14 @@ class Core:
 
     # ---- subgroups -------------------------------------------------------------------------------
 
-    def _ask_subgroup(self, peer: bytes, request: Subgroup) -> None:
+    def _ask_subgroup(self, peer: bytes, request: Subgroup, now: float) -> None:
         formed = self._subgroups.get(request.key)
         if formed is not None:
             if peer in formed.present:
-                self._send(peer, Opened(request.key, formed.number))
+                answer = Opened(request.key, formed.number)
+            else:
+                answer = Opened(request.key, 0, "the subgroup was formed without this peer")
+            self._send(peer, answer)
             return
         parent = self._groups.get(request.parent)
         if parent is None:
@@ -201,15 +204,16 @@ class Core:
             self._send(peer, Opened(request.key, 0, reason))
             return
         self._openings[request.key] = opening
-        opening.ask(peer)
+        opening.ask(peer, now)
 
     def _tend_subgroups(self, now: float) -> None:
         """Forms those whose members are all there; forgets those that are over."""
         for opening in list(self._openings.values()):
-            members = opening.ready()
+            over = opening.expire(now - self._timeouts.joiner_lost)
+            members = [] if over else opening.ready()
             if members:
                 self._form_subgroup(opening, members, now)
-            if members or not opening.parent.members:
+            if members or over:
                 del self._openings[opening.key]
         for key, group in list(self._subgroups.items()):
             if group.idle:
@@ -218,7 +222,8 @@ class Core:
 
     def _form_subgroup(self, opening: Opening, members: list[Standing], now: float) -> None:
         parent = opening.parent
-        group = self._make(f"{parent.name}/{self._next_number}", parent.token)
+        name = f"{parent.root}/{self._next_number}"
+        group = self._make(name, parent.token, parent.root)
         for standing in members:
             number, reason = (group.number, "") if group else (0, _TOO_MANY)
             self._send(standing.member.id, Opened(opening.key, number, reason))

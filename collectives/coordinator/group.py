@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 from collectives.config import Timeouts
 from collectives.coordinator import decide, records
@@ -22,6 +23,7 @@ from collectives.coordinator.standing import (
     NEVER,
     Standing,
     accused,
+    all_reported_at,
     broken_links,
     describe,
     settled_at,
@@ -55,8 +57,12 @@ class Group:
         token: bytes,
         timeouts: Timeouts,
         send: Callable[[bytes, ToPeer], None],
+        root: str | None = None,
     ) -> None:
         self.name = name
+        self.root = root or name  # the group that a subgroup's members all came from
+        self.is_subgroup = root is not None
+        self._settled_at = all_reported_at if root else partial(settled_at, timeouts=timeouts)
         self.number = number
         self.token = token
         self.timeouts = timeouts
@@ -222,7 +228,7 @@ class Group:
         if self._doubted() and present:
             times.append(max(s.heard for s in present) + self.timeouts.joiner_lost)
         if not self.held:
-            times.append(settled_at(self.present, self.timeouts))
+            times.append(self._settled_at(self.present))
         else:
             doubted = self.unreached | accused(self.present)
             times += [s.heard + self.timeouts.dead for s in present if s.member.id in doubted]
@@ -241,7 +247,7 @@ class Group:
         if not present or (silent and self._doubted()):
             self._dissolve("no member of the group could be reached any more", now)
             return
-        if now >= settled_at(present, self.timeouts):
+        if now >= self._settled_at(present):
             self._decide(present, now)
 
     def _decide(self, present: dict[bytes, Standing], now: float) -> None:
@@ -251,18 +257,24 @@ class Group:
         for peer in reasons:
             del reports[peer]
         links = broken_links(self.members, reports)
+        strikes = frozenset() if self.is_subgroup else self.strikes
         serials = {peer: s.member.serial for peer, s in present.items()}
-        for peer in decide.fewest_to_remove(links & self.strikes, serials):
+        for peer in decide.fewest_to_remove(links & strikes, serials):
             reasons[peer] = "its link to another member broke twice in a row"
             del reports[peer]
         for peer in self.present.keys() - reports.keys():
-            self._evict(self.members[peer], reasons.get(peer, "it was taken for dead"))
+            if self.is_subgroup and peer not in reasons:
+                self._evict(self.members[peer], "it closed the subgroup", left=True)
+            else:
+                self._evict(self.members[peer], reasons.get(peer, "it was taken for dead"))
         boundary = decide.boundary(reports, self.decided)
         ready: list[Joiner] = []
         if boundary is not None:
             staying = reports.keys() - boundary.leavers
             ready = self.lobby.ready(staying)
-            if self._too_small(len(staying) + len(ready), boundary):
+            assert self.record is not None
+            too_small = len(staying) + len(ready) < self.record.min_size
+            if too_small and boundary.join and not boundary.leavers:  # they are never made to wait
                 self._hold(reports, now)
                 return
         self.strikes = frozenset(pair for pair in self.strikes | links if pair <= reports.keys())
@@ -284,11 +296,6 @@ class Group:
             self.held = True
         else:
             self.settle(now)
-
-    def _too_small(self, size: int, boundary: decide.Boundary) -> bool:
-        """Whether a boundary must wait for joiners. Leavers are never made to wait."""
-        assert self.record is not None
-        return not boundary.leavers and boundary.join and size < self.record.min_size
 
     def _carry_out(
         self, boundary: decide.Boundary, reports: decide.Reports, ready: list[Joiner], now: float

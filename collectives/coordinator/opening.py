@@ -1,7 +1,8 @@
 """A subgroup that not all of its members have asked for yet.
 
 Its members agree on who they are before they ask, by an operation of the group they are in; so all
-that is left to the coordinator is to wait until those of them that still live are there.
+that is left to the coordinator is to wait until those of them that still live are there. They ask
+again and again; who has stopped is not there any more.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ class Opening:
         self.parent = parent
         self.key = request.key
         self.members = request.members
-        self._asked: set[bytes] = set()
+        self._asked: dict[bytes, float] = {}  # when each asked last
 
     def refuse(self, peer: bytes, request: Subgroup) -> str | None:
         """Why this request cannot be granted, or None."""
@@ -28,8 +29,15 @@ class Opening:
             return "its members asked for different subgroups by one key"
         return None
 
-    def ask(self, peer: bytes) -> None:
-        self._asked.add(peer)
+    def ask(self, peer: bytes, now: float) -> None:
+        self._asked[peer] = now
+
+    def expire(self, before: float) -> bool:
+        """Forgets who asked last before that time; returns whether nobody is left."""
+        present = self.parent.present
+        asked = self._asked.items()
+        self._asked = {peer: at for peer, at in asked if at >= before and peer in present}
+        return not self._asked
 
     def ready(self) -> list[Standing]:
         """The members, in order, once all that live have asked; else nobody."""

@@ -42,6 +42,20 @@ def describe(peer: Member | Join) -> str:
     return f"the peer{rank}{name} at {peer.address}"
 
 
+def all_reported_at(members: Mapping[bytes, Standing]) -> float:
+    """As `settled_at`, for a subgroup: its few members are no witnesses of a death, which is found
+    out in the group that they all came from. But who said goodbye is not waited for."""
+    first = min((standing.reported_at for standing in members.values()), default=NEVER)
+    gone = {
+        peer
+        for standing in members.values()
+        for peer, kinds in standing.evidence.items()
+        if EvidenceKind.GOODBYE in kinds
+    }
+    waiting = any(s.report is None and peer not in gone for peer, s in members.items())
+    return NEVER if waiting else first
+
+
 def settled_at(members: Mapping[bytes, Standing], timeouts: Timeouts) -> float:
     """When all of `members` will have reported or be dead, as things stand; NEVER while none has
     reported. Docs/protocol.md, section 6, has the rule."""

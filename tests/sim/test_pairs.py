@@ -300,3 +300,25 @@ def test_nobody_is_left_to_receive_from() -> None:
         world.run(lambda: waiting.done)
         late = world.peers[0].post("receive", None, np.empty(1, np.int32), root=ANY)
         assert (waiting.status, late.status) == (PEER_LOST, PEER_LOST)
+
+
+def test_a_message_posted_while_links_change_does_not_overtake() -> None:
+    """Its sender is still in the old epoch when the receiver has dialled anew; an older message was
+    lost with the old link, and is to be offered again first."""
+    with formed(SEED, 2) as world:
+        sender, receiver = world.peers  # of two the later one dials
+        world.cut(sender, receiver)
+        first = sender.post("send", np.full(3, 1, np.int32), root=1, tag=5)
+        world.break_link(sender, receiver)
+        world.cut(sender, receiver, False)
+        world.run(world.settled)
+        record = world.decide()
+        world.deliver(record, [receiver])
+        world.run_ms(50)
+        second = sender.post("send", np.full(3, 2, np.int32), root=1, tag=5)
+        world.run_ms(50)
+        world.deliver(record, [sender])
+        world.run(world.is_ready)
+        got = [receiver.post("receive", None, np.zeros(3, np.int32), root=0, tag=5) for _ in "12"]
+        world.finish([first, second, *got])
+        assert [int(operation.out[0]) for operation in got] == [1, 2]
