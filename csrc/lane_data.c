@@ -166,8 +166,7 @@ static void start(cc__group *group, cc__lane *lane, cc__op *op) {
     }
     cc_status status =
         cc__op_start(op, size, group->me, group->ranks, group->world, group->links->segment_bytes);
-    if (status != CC_OK) { /* this peer alone cannot go on: the others must not wait for it */
-        cc__lane_complete(group, lane, op, status, "out of memory");
+    if (status != CC_OK) { /* this peer cannot go on; what becomes of it is decided for all */
         cc__group_seal(group, CC_CAUSE_DEADLINE, NULL, 0, "a peer ran out of memory");
         return;
     }

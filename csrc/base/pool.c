@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 
 #define SLOTS 4
+#define BYTES_MAX ((size_t)1 << 60) /* no request is longer: sums of lengths cannot overflow */
 #define ALIGNMENT 64u
 #define KEPT_MIN (128u << 10) /* shorter ones come fast from malloc */
 #define HUGE_PAGE (2u << 20)  /* from there on, in pages of this size where the system has them */
@@ -26,7 +27,7 @@ static block *block_of(void *memory) {
 
 static void *new_block(size_t bytes) {
     size_t unit = bytes >= HUGE_PAGE ? HUGE_PAGE : ALIGNMENT;
-    if (bytes > SIZE_MAX - 2 * (size_t)HUGE_PAGE) return NULL;
+    if (bytes > BYTES_MAX) return NULL;
     size_t whole = (bytes + ALIGNMENT + unit - 1) / unit * unit;
     block *made = aligned_alloc(unit, whole);
     if (made == NULL) return NULL;
