@@ -1,4 +1,4 @@
-/* Messages that are posted, and how they end. */
+/* The messages there are, what is offered of them, and how they end. */
 #include "csrc/pair_internal.h"
 
 #include <stdio.h>
@@ -144,7 +144,7 @@ static void lose(cc__group *group, cc__pair *pair) {
     end_pair(group, pair, CC_PEER_LOST, message);
 }
 
-static bool nobody_left(const cc__group *group) {
+bool cc__pair_nobody_left(const cc__group *group) {
     for (uint32_t i = 0; i < group->size; i++)
         if (i != group->me && !group->gone[i]) return false;
     return true;
@@ -152,7 +152,7 @@ static bool nobody_left(const cc__group *group) {
 
 /* Who receives from anybody waits in vain if nobody is left. */
 static void end_hopeless(cc__group *group) {
-    for (cc__op *op; nobody_left(group) && (op = group->pairs.receives) != NULL;) {
+    for (cc__op *op; cc__pair_nobody_left(group) && (op = group->pairs.receives) != NULL;) {
         cc__op_delist(op);
         cc__pair_complete(group, op, CC_PEER_LOST, "no other member is left to receive from");
     }
@@ -199,7 +199,7 @@ void cc__pair_send(cc__group *group, cc__pair *pair, cc__frame_type type, uint64
     cc__links_send(group->links, pair->link, &frame, NULL);
 }
 
-static void offer(cc__group *group, cc__pair *pair, cc__outgoing *outgoing) {
+void cc__pair_offer(cc__group *group, cc__pair *pair, cc__outgoing *outgoing) {
     bool is_current = pair->greeted && pair->nonce == pair->link->nonce;
     if (!is_current || pair->link->state != CC__LINK_UP) return; /* later, by greet */
     outgoing->offered = true;
@@ -234,7 +234,7 @@ void cc__pair_greet(cc__group *group, uint32_t member) {
     uint64_t oldest = pair->sent > CC_PAIR_WINDOW ? pair->sent - CC_PAIR_WINDOW + 1 : 1;
     for (uint64_t sequence = oldest; sequence <= pair->sent; sequence++) {
         cc__outgoing *outgoing = cc__pair_outgoing(pair, sequence);
-        if (outgoing && !outgoing->offered) offer(group, pair, outgoing);
+        if (outgoing && !outgoing->offered) cc__pair_offer(group, pair, outgoing);
     }
 }
 
@@ -286,8 +286,7 @@ void cc__pair_take(cc__group *group, cc__pair *pair, cc__incoming *incoming, cc_
     }
 }
 
-/* The first offer, in the order of arrival, that a receive may take. */
-static cc__incoming *first_match(const cc__group *group, const cc__op *op, cc__pair **found) {
+cc__incoming *cc__pair_first_match(const cc__group *group, const cc__op *op, cc__pair **found) {
     cc__incoming *first = NULL;
     for (cc__pair *pair = group->pairs.first; pair; pair = pair->next) {
         for (uint32_t slot = 0; slot < CC_PAIR_WINDOW && pair->n_in > 0; slot++) {
@@ -306,99 +305,13 @@ void cc__pair_receive_again(cc__group *group, cc__op *op) {
     cc__op_delist(op);
     cc__op_rewind(op, group->links);
     if (op->request.root == CC_ANY_SOURCE) op->pair = NULL;
-    cc__incoming *incoming = first_match(group, op, &from);
+    cc__incoming *incoming = cc__pair_first_match(group, op, &from);
     if (incoming == NULL) {
         cc__op_enlist(&group->pairs.receives, op);
         return;
     }
     op->pair = from;
     cc__pair_take(group, from, incoming, op);
-}
-
-/* ---- posting ------------------------------------------------------------------------------ */
-
-static cc_status check(const cc__group *group, const cc_request *request, char *message) {
-    bool sends = request->kind == CC_SEND, any = !sends && request->root == CC_ANY_SOURCE;
-    const char *why = NULL;
-    if (!any && request->root >= group->world) {
-        snprintf(message, CC_MESSAGE_MAX, "%u is no rank of this group of %u", request->root,
-                 group->world);
-        return CC_INVALID;
-    }
-    if (!any && request->root == group->ranks[group->me])
-        why = "a peer cannot send to itself or receive from itself";
-    else if (request->count > 0 && (sends ? request->in == NULL : request->out == NULL))
-        why = "the buffer is missing";
-    if (why == NULL) return CC_OK;
-    snprintf(message, CC_MESSAGE_MAX, "%s", why);
-    return CC_INVALID;
-}
-
-static int64_t member_of_rank(const cc__group *group, uint32_t rank) {
-    for (uint32_t i = 0; i < group->size; i++)
-        if (group->ranks[i] == rank) return group->gone[i] ? -1 : (int64_t)i;
-    return -1;
-}
-
-static cc_status busy(char *message) {
-    snprintf(message, CC_MESSAGE_MAX, "too many messages are under way: wait for one");
-    return CC_BUSY;
-}
-
-static cc__op *open_op(cc__group *group, const cc_request *request, uint64_t sequence,
-                       int64_t now) {
-    cc__op *op = cc__op_new(request, NULL, group->id, sequence);
-    if (op == NULL) return NULL;
-    if (request->timeout_ms >= 0 && request->timeout_ms < (INT64_MAX - now) / CC__MS)
-        op->deadline_ns = now + request->timeout_ms * CC__MS;
-    if (op->deadline_ns < group->pairs.deadline_ns) group->pairs.deadline_ns = op->deadline_ns;
-    group->pairs.n_open++;
-    return op;
-}
-
-static cc_status post_send(cc__group *group, cc__pair *pair, cc__op *op) {
-    cc__outgoing *outgoing = &pair->out[op->sequence % CC_PAIR_WINDOW];
-    op->pair = pair;
-    pair->sent = op->sequence;
-    *outgoing = (cc__outgoing){.sequence = op->sequence, .op = op};
-    offer(group, pair, outgoing);
-    return CC_OK;
-}
-
-static cc_status post_receive(cc__group *group, cc__pair *pair, cc__op *op) {
-    cc__pair *from = NULL;
-    op->pair = pair;
-    cc__incoming *incoming = first_match(group, op, &from);
-    if (incoming) {
-        op->pair = from;
-        cc__pair_take(group, from, incoming, op);
-        return CC_OK;
-    }
-    cc__op_append(&group->pairs.receives, op);
-    return CC_OK;
-}
-
-cc_status cc__pair_post(cc__group *group, const cc_request *request, int64_t now, cc__op **out,
-                        char *message) {
-    cc_status status = check(group, request, message);
-    if (status != CC_OK) return status;
-    bool any = request->kind == CC_RECEIVE && request->root == CC_ANY_SOURCE;
-    int64_t member = any ? -1 : member_of_rank(group, request->root);
-    cc__pair *pair = member < 0 ? NULL : cc__pair_get(group, (uint32_t)member, true);
-    if (member >= 0 && pair == NULL) return CC_NO_MEMORY;
-    if (group->pairs.n_open >= CC_MESSAGES_MAX) return busy(message);
-    uint64_t sequence = request->kind == CC_SEND && pair ? pair->sent + 1 : 0;
-    if (sequence && pair->out[sequence % CC_PAIR_WINDOW].sequence) return busy(message);
-    cc__op *op = *out = open_op(group, request, sequence, now);
-    if (op == NULL) return CC_NO_MEMORY;
-    bool nobody = any ? nobody_left(group) : member < 0;
-    if (nobody) {
-        op->info.lost_rank = request->root;
-        cc__pair_complete(group, op, CC_PEER_LOST,
-                          any ? "no other member is left" : "the peer of that rank was lost");
-        return CC_OK;
-    }
-    return request->kind == CC_SEND ? post_send(group, pair, op) : post_receive(group, pair, op);
 }
 
 /* ---- time --------------------------------------------------------------------------------- */
@@ -437,7 +350,7 @@ static void expire_slot(cc__group *group, cc__pair *pair, uint32_t slot, int64_t
         outgoing->offered = false;
         cc__op_delist(op);
         cc__pair_complete(group, op, CC_TIMED_OUT, "its deadline passed; it may have been taken");
-        offer(group, pair, outgoing);
+        cc__pair_offer(group, pair, outgoing);
     }
     if (incoming && expired(group, incoming->op, now)) {
         cc__op *op = incoming->op;

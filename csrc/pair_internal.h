@@ -1,4 +1,5 @@
-/* Between pair.c (what is posted, and how it ends) and pair_frames.c (what the other peer says). */
+/* Between pair.c (the messages there are, and how they end), pair_post.c (how they begin) and
+ * pair_frames.c (what the other peer says). */
 #ifndef CC_PAIR_INTERNAL_H
 #define CC_PAIR_INTERNAL_H
 
@@ -60,6 +61,12 @@ void cc__pair_send(cc__group *group, cc__pair *pair, cc__frame_type type, uint64
                    uint64_t status);
 /* A receive whose message was given up: it takes another one, or waits before all others. */
 void cc__pair_receive_again(cc__group *group, cc__op *op);
+/* Offers a message, if the connection is there; else that is done when it is. */
+void cc__pair_offer(cc__group *group, cc__pair *pair, cc__outgoing *outgoing);
+/* The first offer, in the order of arrival, that a receive may take; NULL: none. */
+cc__incoming *cc__pair_first_match(const cc__group *group, const cc__op *op, cc__pair **found);
+/* Whether all other members are gone. */
+bool cc__pair_nobody_left(const cc__group *group);
 /* Lets a long message move: it was accepted. */
 cc_status cc__pair_move(cc__group *group, cc__op *op);
 
