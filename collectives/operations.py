@@ -98,7 +98,7 @@ class Operations(Posting):
         """
         if not options and preserve is True and type(x) is np.ndarray:
             plain = _OPS.get(op) if type(op) is str else None
-            if plain is not None and (result := self._sum_plain(x, out, plain)) is not None:
+            if plain is not None and (result := self._reduce_plain(x, out, plain)) is not None:
                 return result
         given = buffer_of(x, options.get("dtype"))
         target = output_for(given, x, out, options.get("dtype"))

@@ -145,7 +145,7 @@ class Posting:
         _local.frames.append(frame)
         return work
 
-    def _sum_plain(self, x: np.ndarray[Any, Any], out: Any, op: int) -> Any:
+    def _reduce_plain(self, x: np.ndarray[Any, Any], out: Any, op: int) -> Any:
         """A short way for what most all_reduces are: numpy arrays in one piece, no options. Its
         result, or None: the long way is needed, which finds out why."""
         code, count, flags = NUMPY_CODES.get(x.dtype), x.size, x.flags
