@@ -180,6 +180,17 @@ cc_status cc_install(cc_context *context, const cc_epoch *epoch) {
     return status;
 }
 
+cc_status cc_record(cc_context *context, uint32_t group_id, cc_epoch *out, cc_member *members,
+                    uint32_t room, cc_outcome *lanes, char *detail) {
+    cc__lock(context);
+    const cc__group *group = cc__context_group(context, group_id, false);
+    cc_status status = CC_INVALID;
+    if (!context->closed && group)
+        status = cc__dispatch_record(group, out, members, room, lanes, detail);
+    cc__unlock(context);
+    return status;
+}
+
 cc_status cc_prepare(cc_context *context, uint32_t serial, const cc_member *members,
                      uint32_t count) {
     cc__lock(context);

@@ -177,6 +177,15 @@ static void drain_links(cc_context *context) {
     }
 }
 
+/* Another member brought an epoch, as else cc_install does. */
+static void on_told(cc_context *context, cc__group *group) {
+    if (!group->dispatch.told) return;
+    group->dispatch.told = false;
+    cc__context_drop_strangers(context);
+    context->more = true;
+    context->epochs++;
+}
+
 static void raise_event(cc_context *context) {
     if (context->event_raised) return;
     context->event_raised = true;
@@ -193,6 +202,7 @@ void cc__context_collect(cc_context *context) {
         const cc__group *group = context->groups[i];
         finished += group->finished + group->pairs.finished;
         due |= group->report_due || group->ready_due;
+        due |= group->dispatch.told_due || group->dispatch.letters_due;
     }
     if (due) raise_event(context);
     if (finished == context->finished) return;
@@ -227,6 +237,7 @@ bool cc__context_step(cc_context *context) {
         context->more |= cc__group_pump(context->groups[i]);
     }
     drain_links(context);
+    for (uint32_t i = 0; i < context->n_groups; i++) on_told(context, context->groups[i]);
     if (now >= context->gauged_ns) {
         context->gauged_ns = CC__NEVER;
         context->prepared_due = true;
@@ -252,12 +263,18 @@ static bool take_event(cc_context *context, cc_event *out) {
         cc__group *group = context->groups[i];
         out->group = group->id;
         out->epoch = group->epoch;
+        if (group->dispatch.told_due) {
+            group->dispatch.told_due = false;
+            out->kind = CC_EVENT_TOLD;
+            return true;
+        }
         if (group->report_due) {
             group->report_due = false;
             out->kind = CC_EVENT_SEALED;
             out->report = group->report;
             return true;
         }
+        if (cc__dispatch_take(group, out)) return true;
         if (group->ready_due) {
             group->ready_due = false;
             out->kind = CC_EVENT_READY;

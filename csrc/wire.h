@@ -24,6 +24,8 @@ typedef enum cc__frame_type {
     CC__TAKEN,     /* I have it, or do not want it */
     CC__CANCEL,    /* I give it up: answer TAKEN */
     CC__PIECE,     /* its data, on a bulk stream */
+    CC__SEALED,    /* what I froze when I sealed this epoch; payload: wire_dispatch.h */
+    CC__EPOCH,     /* the record of this epoch, which you have not installed; as above */
 } cc__frame_type;
 
 #define CC__FINAL 1u /* it is not begun again after a failure */

@@ -30,6 +30,7 @@ from collectives.coordinator.standing import (
     settled_at,
 )
 from collectives.messages import (
+    NO_PEER,
     Epoch,
     Evicted,
     Installed,
@@ -127,12 +128,17 @@ class Group:
         self._form(now)
         self.settle(now)
 
-    def report(self, peer: bytes, message: Report, now: float) -> None:
-        standing = self.present.get(peer)
-        if standing is None:
-            if not self.roll.tell_former(peer) and peer not in self.lobby.joiners:
+    def report(self, sender: bytes, message: Report, now: float) -> None:
+        """A member's report, which it sent itself or another member carried. Carried, what cannot
+        be true is ignored: it is no fault of the one in whose name it came."""
+        if sender not in self.present:
+            if not self.roll.tell_former(sender) and sender not in self.lobby.joiners:
                 text = f"this peer is not a member of group {self.name!r}"
-                self.send(peer, Evicted(self.number, self.roll.epoch, False, text))
+                self.send(sender, Evicted(self.number, self.roll.epoch, False, text))
+            return
+        peer = sender if message.of == NO_PEER else message.of
+        standing = self.present.get(peer)
+        if standing is None or (peer != sender and message.epoch != self.roll.epoch):
             return
         if message.epoch < self.roll.epoch:
             self.roll.publish_to(standing, now)
@@ -149,9 +155,9 @@ class Group:
             reason = "it reported twice on one epoch, with different watermarks"
         else:
             reason = None
-        if reason is not None:
+        if reason is not None and peer == sender:
             self.roll.evict(standing, reason)
-        else:
+        elif reason is None:
             if standing.report is None:
                 standing.report, standing.reported_at = message, now
             for evidence in message.evidence:

@@ -40,6 +40,9 @@ class ListCore:
         self.installed.append(epoch)
         self.events.append(events.Ready(epoch.group, epoch.epoch))
 
+    def record(self, last: m.Epoch) -> m.Epoch | None:
+        return self.installed[-1]
+
     def prepare(self, serial: int, members: Sequence[m.Member]) -> None:
         self.events.append(events.Prepared(True))
 
