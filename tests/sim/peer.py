@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -117,6 +117,7 @@ class Peer:
         self.sealed_by_coordinator = 0
         self.ready = 0
         self.prepared: tuple[int, bytes] | None = None
+        self.on_carried: Callable[[int], None] = lambda _: None  # told whose report it was handed
         self._event = ffi.new("cc_event *")
 
     def __repr__(self) -> str:
@@ -184,6 +185,7 @@ class Peer:
                 continue
             if event.kind == lib.CC_EVENT_SEALED and any(bytes(event.peer.bytes)):
                 other = self.world.peers[index_of(event.peer)]
+                self.on_carried(other.index)
                 if event.group == GROUP and not other.has_agent:
                     other.take_report(event.report)
             elif event.kind != lib.CC_EVENT_PREPARED and event.group != GROUP:

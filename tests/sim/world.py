@@ -269,7 +269,9 @@ class World:
         return records
 
     def is_ready(self) -> bool:
-        return all(peer.alive and peer.ready == self.epoch for peer in self.members)
+        """Whether all members live and have installed the epoch, as those with an agent tell."""
+        tell = [peer for peer in self.members if peer.has_agent]
+        return all(p.alive for p in self.members) and all(p.ready == self.epoch for p in tell)
 
     # ---- faults -------------------------------------------------------------------------------
 
