@@ -245,7 +245,7 @@ def test_hellos_of_strangers_who_know_the_token(tmp_path: Path, rng: random.Rand
                     b"\xcc\x01" + rng.randbytes(54),
                     b"".join(
                         b"\xcc\x01" + bytes([kind, rng.randrange(16)]) + rng.randbytes(52)
-                        for kind in range(1, 9)
+                        for kind in range(1, 17)
                     ),
                     b"",
                 ]
