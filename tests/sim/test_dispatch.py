@@ -154,21 +154,23 @@ def test_errors_that_are_agreed_reach_them_too(busy: list[int]) -> None:
         assert all("deadline" in op.message and op.intact for op in late)
 
 
-def test_nothing_is_said_while_the_agents_are_in_time() -> None:
-    """Up to an eighth of a beat members leave it to their agents."""
+def test_agents_have_an_eighth_of_a_beat_before_members_step_in() -> None:
+    """For the report, and for the record."""
     with formed(SEED, 3) as world:
-        rows = [post_all(world, Spec("all_reduce", 9000, in_place=True))]
+        carrier, other, victim = world.peers
         carried: list[int] = []
-        for peer in world.peers:
-            peer.on_carried = carried.append
-        world.step()
-        world.kill(world.peers[0])
-        world.recover()
-        world.finish(rows[0][1][peer.index] for peer in world.alive)
+        carrier.on_carried = carried.append
+        world.kill(victim)
+        world.run(lambda: carrier.sealed and other.sealed)
+        world.run_ms(BEAT_MS / 8 - 1)
         assert carried == []
-        lib.cc_seal(world.peers[1].context, 7, world.epoch)  # and nobody decides
-        world.run(lambda: bool(carried), BEAT_MS)
-        assert carried == [1]
+        world.run_ms(2)
+        assert carried == [other.index]
+        world.deliver(world.decide(), [carrier])
+        world.run_ms(BEAT_MS / 8 - 1)
+        assert epoch_of(other) == 1
+        world.run_ms(2)
+        assert epoch_of(other) == 2
 
 
 def test_a_boundary_is_for_agents_alone() -> None:
