@@ -1,8 +1,10 @@
-/* How the streams of a link come and go: dialling, accepting, breaking, probing.
+/* How the streams of a link come and go: dialling, accepting, breaking, mending, probing.
  *
  * Of two peers the later one dials all streams of the link, under one rising nonce. A dial under a
- * greater nonce replaces what was there: the peer lost its side. When a link breaks, a probe asks the
- * peer's address whether anyone listens: a refusal proves that the process is gone. */
+ * greater nonce replaces what was there: the peer lost its side. Once all streams are open both say
+ * which session they know; if it is the same, the link is mended and nobody need know that it broke.
+ * Meanwhile the listening side probes the peer's address: a refusal proves that the process is
+ * gone. */
 #include "csrc/link_internal.h"
 
 #include <stdlib.h>
@@ -45,6 +47,7 @@ static void close_channel(cc__links *links, cc__channel *channel, bool orderly) 
     channel->stream = CC_STREAM_NONE;
     channel->open = channel->sending = false;
     channel->phase = CC__PHASE_IDLE;
+    channel->counted = 0;
     channel->place = channel->in_owner = channel->out_owner = NULL;
 }
 
@@ -63,8 +66,7 @@ static void close_channels(cc__links *links, cc__link *link, bool orderly) {
     for (uint32_t i = 0; i <= links->streams; i++)
         close_channel(links, &link->channels[i], orderly);
     link->open_streams = 0;
-    link->queue_start = link->queue_end = 0;
-    link->told_connected = false;
+    link->greeted = link->holding = false;
 }
 
 static void probe(cc__links *links, cc__link *link) {
@@ -80,14 +82,53 @@ static void probe(cc__links *links, cc__link *link) {
     if (status != CC_OK) link->probe = CC_STREAM_NONE;
 }
 
+/* The session is over, and all that was said in it. */
+static void end_session(cc__link *link) {
+    cc__session_start(&link->session, 0);
+    link->n_news = 0;
+    link->told_connected = link->told_mended = false;
+}
+
+static void look_again(cc__links *links, cc__link *link, int64_t after_ns) {
+    link->probe_ns = cc__now(&links->clock) + after_ns;
+    if (link->probe_ns < links->next_tick_ns) links->next_tick_ns = link->probe_ns;
+}
+
+/* The longer it has been broken, the less often. */
+static void look_later(cc__links *links, cc__link *link) {
+    int64_t after = (cc__now(&links->clock) - link->broken_ns) / 8;
+    int64_t most = links->timeouts.beat_ms * CC__MS;
+    if (after > most) after = most;
+    look_again(links, link, after < DIAL_AGAIN_NS ? DIAL_AGAIN_NS : after);
+}
+
+/* Whether its connections are to be made anew. */
+static bool mends(const cc__link *link) {
+    return link->session.id != 0 && link->state != CC__LINK_UP;
+}
+
+static bool may_mend(const cc__link *link, cc_evidence_kind evidence, cc_status status) {
+    return evidence == CC_EVIDENCE_CLOSED && link->session.id != 0 && link->wanted &&
+           status != CC_BUSY && status != CC_NO_MEMORY;
+}
+
 void cc__links_break(cc__links *links, cc__link *link, cc_evidence_kind evidence,
                      cc_status status) {
-    if (link->state != CC__LINK_BROKEN) link->broken_ns = cc__now(&links->clock);
+    bool was_broken = link->state == CC__LINK_BROKEN || mends(link);
+    if (!was_broken) link->broken_ns = cc__now(&links->clock);
     link->fading_ns = CC__NEVER;
-    bool ask = evidence == CC_EVIDENCE_CLOSED && link->wanted;
     close_channels(links, link, false);
+    if (may_mend(link, evidence, status)) {
+        link->state = CC__LINK_IDLE;
+        if (was_broken)
+            look_later(links, link);
+        else
+            look_again(links, link, 0);
+        return;
+    }
+    bool ask = evidence == CC_EVIDENCE_CLOSED && link->wanted;
+    end_session(link);
     link->state = CC__LINK_BROKEN;
-    link->n_news = 0;
     if (evidence == 0) return;
     link->told_lost = true;
     link->lost_evidence = evidence;
@@ -118,25 +159,21 @@ static void dial(cc__links *links, cc__link *link) {
     }
 }
 
-static void look_again(cc__links *links, cc__link *link, int64_t after_ns) {
-    link->probe_ns = cc__now(&links->clock) + after_ns;
-    if (link->probe_ns < links->next_tick_ns) links->next_tick_ns = link->probe_ns;
-}
-
 /* A dying process closes its connections before its listener: a quick probe is neither answered nor
  * refused, but reset. It is asked again until that tells, or silence has. */
 static void ask_later(cc__links *links, cc__link *link) {
     int64_t now = cc__now(&links->clock);
-    if (now - link->broken_ns > links->timeouts.dead_ms * CC__MS) return;
-    look_again(links, link, DIAL_AGAIN_NS);
+    if (now - link->broken_ns <= links->timeouts.dead_ms * CC__MS) look_later(links, link);
 }
 
 void cc__links_probe_again(cc__links *links, cc__link *link, int64_t now) {
     if (now < link->probe_ns) return;
     link->probe_ns = CC__NEVER;
     if (!link->wanted) return;
-    if (link->state == CC__LINK_BROKEN) probe(links, link);
-    if (link->state == CC__LINK_IDLE && link->dials) dial(links, link);
+    if (link->state == CC__LINK_IDLE && link->dials)
+        dial(links, link);
+    else if (link->state == CC__LINK_BROKEN || (link->state == CC__LINK_IDLE && link->session.id))
+        probe(links, link);
 }
 
 static cc__link *new_link(cc__links *links, const cc_peer_id *id) {
@@ -165,7 +202,7 @@ cc__link *cc__links_want(cc__links *links, const cc_member *member, uint32_t sel
     link->accused = false;
     link->since_ns = cc__now(&links->clock);
     cc__watch_heard(&link->watch, &links->detector, link->since_ns);
-    bool connected = link->state == CC__LINK_UP || link->state == CC__LINK_DIALING;
+    bool connected = link->state == CC__LINK_DIALING || cc__link_lives(link);
     if (link->dials && !connected) dial(links, link);
     if (!link->dials && link->state == CC__LINK_BROKEN) probe(links, link);
     return link;
@@ -198,8 +235,54 @@ void cc__links_drop(cc__links *links, cc__link *link) {
     *at = link->next;
     links->count--;
     for (uint32_t i = 0; i <= CC_STREAMS_MAX; i++) free(link->channels[i].scratch);
-    free(link->queue);
+    cc__session_free(&link->session);
     free(link);
+}
+
+/* All streams are open and the peer has said what it knows: of the same session as this side, or of
+ * none, or of one that is no more. */
+static void come_up(cc__links *links, cc__link *link) {
+    cc__session *session = &link->session;
+    link->state = CC__LINK_UP;
+    link->sent_ns = 0;
+    cc__watch_heard(&link->watch, &links->detector, cc__now(&links->clock));
+    if (session->id && session->id == link->their_session) {
+        if (!cc__session_confirm(session, link->their_received)) {
+            cc__links_accuse(links, link);
+            return;
+        }
+        cc__session_again(session);
+        session->told = session->received;
+        link->holding = link->told_mended = true;
+        cc__links_tell(links, link);
+        cc__links_flush(links, link);
+        return;
+    }
+    if (session->id) { /* the peer lost its side */
+        link->told_lost = true;
+        link->lost_evidence = CC_EVIDENCE_CLOSED;
+        link->lost_status = CC_CLOSED;
+    }
+    end_session(link);
+    cc__session_start(session, link->nonce);
+    link->told_connected = true;
+    cc__links_tell(links, link);
+    if (link->dials) cc__links_gauge(links, link);
+}
+
+static bool all_open(const cc__links *links, const cc__link *link) {
+    return link->open_streams > links->streams;
+}
+
+void cc__links_greet(cc__links *links, cc__link *link, const cc__frame *frame) {
+    if (link->greeted) {
+        cc__links_accuse(links, link);
+        return;
+    }
+    link->greeted = true;
+    link->their_session = frame->epoch;
+    link->their_received = frame->sequence;
+    if (all_open(links, link)) come_up(links, link);
 }
 
 static void channel_is_open(cc__links *links, cc__channel *channel) {
@@ -213,13 +296,12 @@ static void channel_is_open(cc__links *links, cc__channel *channel) {
     channel->open = true;
     link->open_streams++;
     links->current = channel;
-    if (link->open_streams <= links->streams) return;
-    link->state = CC__LINK_UP;
-    link->told_connected = true;
-    link->sent_ns = 0;
-    cc__watch_heard(&link->watch, &links->detector, cc__now(&links->clock));
-    cc__links_tell(links, link);
-    if (link->dials) cc__links_gauge(links, link);
+    if (!all_open(links, link)) return;
+    cc__frame hello = {.type = CC__SESSION,
+                       .epoch = link->session.id,
+                       .sequence = link->session.received};
+    cc__links_send_raw(links, link, &hello);
+    if (link->greeted) come_up(links, link);
 }
 
 void cc__links_on_connected(cc__links *links, cc_stream stream) {
@@ -228,10 +310,19 @@ void cc__links_on_connected(cc__links *links, cc_stream stream) {
         OPS(links)->close(links->transport, stream,
                           0); /* it lives: CLOSED is all there is to say */
         link->probe = CC_STREAM_NONE;
+        if (mends(link)) look_later(links, link);
         return;
     }
     cc__channel *channel = cc__links_channel_of(links, stream);
     if (channel) channel_is_open(links, channel);
+}
+
+/* The peer dials anew. Whether it still knows the session, it says next. */
+static void replace(cc__links *links, cc__link *link) {
+    if (link->state == CC__LINK_UP) link->broken_ns = cc__now(&links->clock);
+    close_channels(links, link, false);
+    link->fading_ns = CC__NEVER;
+    link->state = CC__LINK_DIALING;
 }
 
 void cc__links_on_accepted(cc__links *links, const cc_transport_event *event) {
@@ -252,10 +343,8 @@ void cc__links_on_accepted(cc__links *links, const cc_transport_event *event) {
         return;
     }
     if (hello->link > link->nonce) {
-        bool was_up = link->state == CC__LINK_UP;
-        cc__links_break(links, link, was_up ? CC_EVIDENCE_CLOSED : 0, CC_CLOSED);
+        replace(links, link);
         link->nonce = hello->link;
-        link->state = CC__LINK_DIALING;
     }
     cc__channel *channel = &link->channels[hello->stream];
     if (channel->stream != CC_STREAM_NONE) { /* the same stream twice under one nonce */
@@ -286,9 +375,13 @@ void cc__links_on_closed(cc__links *links, cc_stream stream, cc_status status) {
         if (link->probe != stream) continue;
         OPS(links)->close(links->transport, stream, 0);
         link->probe = CC_STREAM_NONE;
-        if (link->state != CC__LINK_BROKEN || !link->wanted) return;
+        if ((link->state != CC__LINK_BROKEN && !mends(link)) || !link->wanted) return;
         if (!proves_death(status)) {
             ask_later(links, link);
+            return;
+        }
+        if (mends(link)) {
+            cc__links_break(links, link, CC_EVIDENCE_REFUSED, status);
             return;
         }
         link->told_evidence = true;

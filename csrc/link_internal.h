@@ -1,4 +1,5 @@
-/* Between link.c (frames on streams that are open) and link_dial.c (how streams come and go). */
+/* Between link.c (what comes on open streams), link_send.c (what leaves) and link_dial.c (how streams
+ * come and go). */
 #ifndef CC_LINK_INTERNAL_H
 #define CC_LINK_INTERNAL_H
 
@@ -17,7 +18,14 @@ void cc__links_on_accepted(cc__links *links, const cc_transport_event *event);
 void cc__links_on_closed(cc__links *links, cc_stream stream, cc_status status);
 /* Dials or probes again, if it is time to. */
 void cc__links_probe_again(cc__links *links, cc__link *link, int64_t now);
+/* Sends what is kept and was not given to the stream yet. */
 void cc__links_flush(cc__links *links, cc__link *link);
+/* Sends a frame of this connection alone, which is not kept; only when nothing else is under way. */
+void cc__links_send_raw(cc__links *links, cc__link *link, const cc__frame *frame);
+/* Says what has come, unless something is under way: that is life too, and more is confirmed soon. */
+void cc__links_beat(cc__links *links, cc__link *link);
+/* The peer has said which session it knows. */
+void cc__links_greet(cc__links *links, cc__link *link, const cc__frame *frame);
 /* The link is up: sends something that nobody wants, if without it the transport cannot tell how
  * fast the link is. */
 void cc__links_gauge(cc__links *links, cc__link *link);

@@ -52,8 +52,11 @@ static int64_t payload_max(uint8_t type, int bulk, uint32_t segment_bytes) {
     case CC__ACCEPT:
     case CC__TAKEN:
     case CC__CANCEL:
+    case CC__SESSION:
+    case CC__RESUMED:
     case CC__BYE: return 0;
     case CC__OFFER:
+    case CC__RESUME:
     case CC__EAGER: return CC_EAGER_BYTES;
     case CC__ABORT: return CC__ABORT_BYTES;
     default: return -1;
@@ -83,7 +86,8 @@ cc_status cc__frame_unpack(const uint8_t in[CC_HEADER_BYTES], int bulk, uint32_t
     if (in[0] != MAGIC_0 || in[1] != MAGIC_1 || out->lane >= CC_LANES_MAX) return CC_PROTOCOL;
     int64_t most = payload_max(out->type, bulk, segment_bytes);
     if (most < 0 || out->length > most) return CC_PROTOCOL;
-    int has_data = out->type == CC__DATA || out->type == CC__EAGER || out->type == CC__PIECE;
+    int has_data = out->type == CC__DATA || out->type == CC__EAGER || out->type == CC__PIECE ||
+                   out->type == CC__RESUME;
     if (has_data && out->length == 0) return CC_PROTOCOL;
     if (out->type == CC__ABORT && out->length != CC__ABORT_BYTES) return CC_PROTOCOL;
     return CC_OK;
