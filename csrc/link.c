@@ -326,7 +326,7 @@ static void tick_link(cc__links *links, cc__link *link, int64_t now) {
     if (link->state == CC__LINK_UP && now - link->sent_ns >= beat_ns / 2) cc__links_beat(links, link);
     if (!link->wanted || link->accused || link->goodbye) return;
     int64_t silent = cc__watch_deadline(&link->watch, &links->detector);
-    if (link->state != CC__LINK_UP) {
+    if (!cc__link_lives(link)) {
         int64_t connect_ns = links->timeouts.connect_ms * CC__MS;
         if (silent < link->since_ns + connect_ns) silent = link->since_ns + connect_ns;
     }

@@ -67,6 +67,7 @@ static bool wrote(const cc__op *op, uint32_t index, const uint8_t *from, uint64_
     const cc__move_state *state = &op->states[index];
     if (move->kind == CC__SEND || move->bytes == 0) return false;
     const uint8_t *to = cc__op_at(op, move->dst, 0);
+    if (move->kind == CC__COPY && to == cc__op_at(op, move->src, 0)) return false; /* in place */
     if (from + length <= to || to + move->bytes <= from) return false;
     uint64_t first = from > to ? (uint64_t)(from - to) : 0;
     uint64_t end = (uint64_t)(from + length - to);
@@ -95,6 +96,19 @@ static int64_t find_send(const cc__op *op, uint32_t to, uint32_t slot) {
     return -1;
 }
 
+/* A send has arrived as far as it was handed out, but for what is to be sent again. */
+static void recount(cc__op *op, uint32_t index) {
+    const cc__move *move = &op->plan.moves[index];
+    cc__move_state *state = &op->states[index];
+    state->done = state->next;
+    for (uint64_t segment = 0, left = state->n_again; left > 0; segment++) {
+        if (!state->again[segment]) continue;
+        state->done -= segment_length(op, move, segment);
+        left--;
+    }
+    if (state->n_again > 0 && index < op->first_open) op->first_open = index;
+}
+
 cc_status cc__op_resume(cc__op *op, uint32_t to, uint32_t slot, const uint8_t *bitmap,
                         uint64_t bytes) {
     int64_t found = op->plan.eager ? -1 : find_send(op, to, slot);
@@ -116,6 +130,7 @@ cc_status cc__op_resume(cc__op *op, uint32_t to, uint32_t slot, const uint8_t *b
         state->again[i] = 1;
         state->n_again++;
     }
+    recount(op, index); /* at once: what may overwrite it waits again */
     return CC_OK;
 }
 
@@ -123,17 +138,10 @@ bool cc__op_resumed(cc__op *op, uint32_t to) {
     bool any = false;
     for (uint32_t i = 0; i < op->plan.n_moves && !op->plan.eager; i++) {
         const cc__move *move = &op->plan.moves[i];
-        cc__move_state *state = &op->states[i];
+        const cc__move_state *state = &op->states[i];
         if (move->kind != CC__SEND || move->peer != to) continue;
-        state->done = state->next;
-        for (uint64_t segment = 0, left = state->n_again; left > 0; segment++) {
-            if (!state->again[segment]) continue;
-            state->done -= segment_length(op, move, segment);
-            left--;
-        }
-        if (state->n_again == 0) continue;
-        any = true;
-        if (i < op->first_open) op->first_open = i;
+        recount(op, i);
+        any |= state->n_again > 0;
     }
     op->more = true;
     return any;

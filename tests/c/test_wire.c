@@ -39,6 +39,9 @@ static const struct {
     {CC__TAKEN, 0, 0, 0},
     {CC__CANCEL, 0, 0, 0},
     {CC__PIECE, 1, 1, UINT32_MAX},
+    {CC__SESSION, 0, 0, 0},
+    {CC__RESUME, 0, 1, 16384},
+    {CC__RESUMED, 0, 0, 0},
 };
 #define N_ALLOWED (sizeof ALLOWED / sizeof ALLOWED[0])
 

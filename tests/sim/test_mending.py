@@ -1,9 +1,10 @@
 """Goal: a connection that breaks while both ends live costs nothing but the time to make it anew: no
-epoch, no attempt, no result that is not right, no message that comes twice or never.
+epoch, no attempt, no wrong result, no message that comes twice or never.
 
-Method: links are broken at every step of every algorithm, one after another and several at once, in
-place and out of place. What cannot be sent again, because its source has been overwritten, may cost
-an attempt; how often that may be, the test says.
+Method: links are broken at the steps of every algorithm, one after another, several at once and
+again while they are mended. Without a coordinator, for it is not needed; but where an algorithm
+overwrites what it has sent, a segment that was lost may be gone: then the operation begins again, in
+an epoch of the same members, and the test counts how often.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ import numpy as np
 import pytest
 from programs import ALGORITHMS, Spec
 from promises import Row, check_outcomes, formed, go_on, post_all, steps_of
-from world import OK, Peer, World
-
-from collectives._core import lib
+from world import OK, World
 
 SEED = 39_000
+RUNS = 24
+OVERWRITES = ("recursive_doubling", "direct")
 CASES = [
     (kind, algorithm)
     for kind, algorithms in ALGORITHMS.items()
@@ -27,43 +28,117 @@ CASES = [
 ]
 
 
-def specs(kind: str, algorithm: str, in_place: bool) -> list[Spec]:
-    """A call of some segments, and a short one behind it."""
-    long = Spec(kind, 1500, "int32", algorithm=algorithm, in_place=in_place, seed=1, root=1)
-    return [long, Spec("all_reduce", 7, "int64", seed=2)]
-
-
-def epoch_of(peers: list[Peer]) -> set[int]:
-    return {int(peer.ready) for peer in peers}
-
-
-@pytest.mark.parametrize("n", [2, 3, 4, 5])
+@pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize(("kind", "algorithm"), CASES)
-def test_a_link_breaks_at_any_step(kind: str, algorithm: str, n: int) -> None:
-    again = runs = 0
-    for in_place in (False, True):
-        calls = specs(kind, algorithm, in_place)
+def test_a_link_breaks_at_any_step(kind: str, algorithm: str, in_place: bool) -> None:
+    """Of a call of some twenty segments, with a short one behind it."""
+    long = Spec(kind, 5000, "int32", algorithm=algorithm, in_place=in_place, seed=1, root=1)
+    calls = [long, Spec("all_reduce", 7, "int64", seed=2)]
+    again = 0
+    for n in (2, 3, 5):
 
-        def prepare(calls: list[Spec] = calls) -> tuple[World, list[Row]]:
+        def prepare(n: int = n) -> tuple[World, list[Row]]:
             world = formed(SEED, n)
             return world, [post_all(world, spec) for spec in calls]
 
         pairs = itertools.cycle(itertools.combinations(range(n), 2))
-        for step in range(0, steps_of(prepare) + 2, max(1, n - 1)):
+        steps = steps_of(prepare)
+        for step in range(0, steps, max(1, steps // RUNS)):
             world, rows = prepare()
             with world:
                 for _ in range(step):
                     world.step()
-                a, b = next(pairs)
-                world.break_link(world.peers[a], world.peers[b])
-                operations = [op for _, ops in rows for op in ops.values()]
-                records = world.carry(operations)
+                world.break_link(*(world.peers[i] for i in next(pairs)))
+                records = world.carry(op for _, ops in rows for op in ops.values())
                 assert check_outcomes(world, rows) == [OK, OK]
                 assert all(record.members == world.peers for record in records)
                 assert not any(peer.evidence for peer in world.peers)
-                runs += 1
                 again += bool(records)
                 go_on(world)
-    print(f"{kind} {algorithm} n={n}: {again} of {runs} began again")
-    if algorithm in ("ring", "tree"):
-        assert again == 0
+    may_begin_again = kind == "all_reduce" and algorithm in OVERWRITES
+    assert may_begin_again or again == 0
+
+
+def test_links_that_break_again_and_again() -> None:
+    """Whatever is under way, also while a link is mended; half of the time without a pause."""
+    for seed in range(SEED, SEED + 12):
+        with formed(seed, 4) as world:
+            rng = world.random
+            specs = [
+                Spec("all_reduce", 9000, "int64", algorithm="ring", in_place=True, seed=1),
+                Spec("all_gather", 3000, "int32", algorithm="ring", seed=2),
+                Spec("all_reduce", 9000, "int64", algorithm="halving_doubling", seed=3, lane=1),
+                Spec("all_reduce", 20, "int64", seed=4, lane=1),
+            ]
+            rows = [post_all(world, spec) for spec in specs]
+            operations = [op for _, ops in rows for op in ops.values()]
+            broken = 0
+            while not all(op.done for op in operations) and broken < 60:
+                for _ in range(rng.choice([1, 5, 40, 120])):
+                    world.step()
+                world.break_link(*rng.sample(world.peers, 2))
+                broken += 1
+            world.finish(operations)
+            assert broken > 10
+            assert check_outcomes(world, rows) == [OK] * len(rows)
+            assert {int(op.info.attempts) for op in operations} == {1}
+            assert not any(peer.sealed or peer.evidence for peer in world.peers)
+            go_on(world)
+
+
+def test_only_what_was_lost_is_sent_again() -> None:
+    """A message of 1600 segments whose connection breaks five times; each time what was in the
+    buffers is lost, and no more."""
+    with formed(SEED, 2, send_buffer_bytes=2048) as world:
+        sender, receiver = world.peers
+        data = np.arange(400_000, dtype=np.int32)
+        send = sender.post("send", data, root=1, tag=1)
+        receive = receiver.post("receive", None, np.zeros_like(data), root=0, tag=1)
+        for part in range(1, 6):
+            part_bytes = part * data.nbytes // 6
+            world.run(lambda: receiver.stats.received_bytes > part_bytes)  # noqa: B023
+            assert not receive.done
+            world.break_link(sender, receiver)
+        world.finish([send, receive])
+        assert np.array_equal(receive.out, data)
+        assert (send.info.attempts, receive.info.attempts) == (1, 1)
+        assert data.nbytes < sender.stats.sent_bytes < 1.5 * data.nbytes
+        go_on(world)
+
+
+def test_a_link_that_is_never_mended_is_a_silent_peer() -> None:
+    """It breaks, and nothing gets through any more."""
+    with formed(SEED, 3, dead_ms=2000) as world:
+        gone, *others = world.peers
+        rows = [post_all(world, Spec("all_reduce", 9000, "int64", algorithm="ring"))]
+        for other in others:
+            world.cut(gone, other)
+            world.cut(other, gone)
+            world.break_link(gone, other)
+        before = world.now_ns
+        world.pause(gone)
+        record = world.settle()
+        assert record.members == others
+        assert world.now_ns - before <= 2_600_000_000
+        world.finish(rows[0][1][peer.index] for peer in others)
+        assert check_outcomes(world, rows) == [OK]
+
+
+def test_a_link_breaks_while_the_epoch_is_sealed() -> None:
+    """What was said before arrives, and the next epoch is as good as any."""
+    for step in range(0, 60, 3):
+        with formed(SEED, 4) as world:
+            a, b, c, victim = world.peers
+            rows = [post_all(world, Spec("all_reduce", 3000, "int32", algorithm="ring"))]
+            for _ in range(30):
+                world.step()
+            world.kill(victim)
+            for _ in range(step):
+                world.step()
+            world.break_link(a, b)
+            world.break_link(b, c)
+            operations = [rows[0][1][peer.index] for peer in (a, b, c)]
+            world.carry(operations)
+            assert check_outcomes(world, rows) == [OK]
+            assert world.members == [a, b, c]
+            go_on(world)
