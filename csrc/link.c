@@ -159,7 +159,7 @@ static bool take_payload(cc__links *links, cc__channel *channel, cc__link_event 
     return true;
 }
 
-static void resume_later(cc__links *links, cc__channel *channel) {
+void cc__links_resume_later(cc__links *links, cc__channel *channel) {
     if (channel->resuming) return;
     channel->resuming = true;
     links->n_resuming++;
@@ -178,7 +178,7 @@ static bool advance(cc__links *links, cc__link_event *out) {
         switch (channel->phase) {
         case CC__PHASE_IDLE:
             if (links->budget-- <= 0) {
-                resume_later(links, channel);
+                cc__links_resume_later(links, channel);
                 links->current = NULL;
                 return false;
             }

@@ -246,6 +246,8 @@ static void come_up(cc__links *links, cc__link *link) {
     link->state = CC__LINK_UP;
     link->sent_ns = 0;
     cc__watch_heard(&link->watch, &links->detector, cc__now(&links->clock));
+    links->current = NULL; /* that it is up is told before anything that it brings */
+    cc__links_resume_later(links, &link->channels[0]);
     if (session->id && session->id == link->their_session) {
         if (!cc__session_confirm(session, link->their_received)) {
             cc__links_accuse(links, link);
@@ -301,6 +303,7 @@ static void channel_is_open(cc__links *links, cc__channel *channel) {
                        .epoch = link->session.id,
                        .sequence = link->session.received};
     cc__links_send_raw(links, link, &hello);
+    cc__links_resume_later(links, channel);
     if (link->greeted) come_up(links, link);
 }
 

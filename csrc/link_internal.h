@@ -12,6 +12,8 @@ void cc__links_adopt(cc__links *links, cc__link *link, uint32_t index, cc_stream
 /* Closes all streams of a link and tells why, unless `evidence` is 0. */
 void cc__links_break(cc__links *links, cc__link *link, cc_evidence_kind evidence, cc_status status);
 void cc__links_tell(cc__links *links, cc__link *link);
+/* Leaves the channel alone until the events that there are were taken out. */
+void cc__links_resume_later(cc__links *links, cc__channel *channel);
 /* CONNECTED, ACCEPTED and CLOSED events. */
 void cc__links_on_connected(cc__links *links, cc_stream stream);
 void cc__links_on_accepted(cc__links *links, const cc_transport_event *event);
