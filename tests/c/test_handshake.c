@@ -75,7 +75,7 @@ static void roles_and_statuses(void) {
     cc_status status;
     cc__hello_pack(&hello, CC__HELLO_DIAL, CC_OK, bytes);
     CHECK_EQ(cc__hello_unpack(bytes, CC__HELLO_ANSWER, &got, &status), CC_PROTOCOL);
-    CHECK_EQ(cc__hello_confirm(&hello, bytes), CC_PROTOCOL);
+    CHECK_EQ(cc__hello_confirm(CC__HELLO_DIAL, &hello, bytes), CC_PROTOCOL);
     CHECK_EQ(cc__hello_unpack(bytes, CC__HELLO_DIAL, &got, NULL), CC_OK);
     cc__hello_pack(&hello, CC__HELLO_DIAL, CC_EVICTED, bytes);
     CHECK_EQ(cc__hello_unpack(bytes, CC__HELLO_DIAL, &got, NULL), CC_PROTOCOL);
@@ -91,26 +91,26 @@ static void roles_and_statuses(void) {
 static void verdicts(void) {
     cc_hello good = example(), bad;
     cc__hello_rules rules = rules_for(&good);
-    CHECK_EQ(cc__hello_judge(&rules, &good), CC_OK);
+    CHECK_EQ(cc__hello_judge(&rules, CC__HELLO_DIAL, &good), CC_OK);
     for (int i = 0; i < 16; i++) {
         bad = good;
         bad.token[i] ^= 0x80;
-        CHECK_EQ(cc__hello_judge(&rules, &bad), CC_EVICTED);
+        CHECK_EQ(cc__hello_judge(&rules, CC__HELLO_DIAL, &bad), CC_EVICTED);
         bad = good;
         bad.to.bytes[i] ^= 0x80;
-        CHECK_EQ(cc__hello_judge(&rules, &bad), CC_EVICTED);
+        CHECK_EQ(cc__hello_judge(&rules, CC__HELLO_DIAL, &bad), CC_EVICTED);
     }
     bad = good;
     bad.streams = 5;
-    CHECK_EQ(cc__hello_judge(&rules, &bad), CC_PROTOCOL);
+    CHECK_EQ(cc__hello_judge(&rules, CC__HELLO_DIAL, &bad), CC_PROTOCOL);
     bad = good;
     bad.stream = 5;
-    CHECK_EQ(cc__hello_judge(&rules, &bad), CC_PROTOCOL);
+    CHECK_EQ(cc__hello_judge(&rules, CC__HELLO_DIAL, &bad), CC_PROTOCOL);
     bad = good;
     bad.segment_bytes++;
-    CHECK_EQ(cc__hello_judge(&rules, &bad), CC_PROTOCOL);
+    CHECK_EQ(cc__hello_judge(&rules, CC__HELLO_DIAL, &bad), CC_PROTOCOL);
     rules.has_token = 0;
-    CHECK_EQ(cc__hello_judge(&rules, &good), CC_BUSY);
+    CHECK_EQ(cc__hello_judge(&rules, CC__HELLO_DIAL, &good), CC_BUSY);
     passed++;
 }
 
@@ -119,25 +119,25 @@ static void answers(void) {
     cc_hello dial = example(), other;
     cc__hello_rules rules = rules_for(&dial);
     cc__hello_answer(&rules, &dial, CC_OK, bytes);
-    CHECK_EQ(cc__hello_confirm(&dial, bytes), CC_OK);
+    CHECK_EQ(cc__hello_confirm(CC__HELLO_DIAL, &dial, bytes), CC_OK);
     other = dial;
     other.link++;
-    CHECK_EQ(cc__hello_confirm(&other, bytes), CC_PROTOCOL);
+    CHECK_EQ(cc__hello_confirm(CC__HELLO_DIAL, &other, bytes), CC_PROTOCOL);
     other = dial;
     other.stream--;
-    CHECK_EQ(cc__hello_confirm(&other, bytes), CC_PROTOCOL);
+    CHECK_EQ(cc__hello_confirm(CC__HELLO_DIAL, &other, bytes), CC_PROTOCOL);
     other = dial;
     other.to.bytes[7]++;
-    CHECK_EQ(cc__hello_confirm(&other, bytes), CC_EVICTED);
+    CHECK_EQ(cc__hello_confirm(CC__HELLO_DIAL, &other, bytes), CC_EVICTED);
     other = dial;
     other.token[0]++;
-    CHECK_EQ(cc__hello_confirm(&other, bytes), CC_EVICTED);
+    CHECK_EQ(cc__hello_confirm(CC__HELLO_DIAL, &other, bytes), CC_EVICTED);
 
     /* Who is turned away is told why, but never our token. */
     cc_status verdicts[] = {CC_EVICTED, CC_PROTOCOL};
     for (int i = 0; i < 2; i++) {
         cc__hello_answer(&rules, i ? NULL : &dial, verdicts[i], bytes);
-        CHECK_EQ(cc__hello_confirm(&dial, bytes), verdicts[i]);
+        CHECK_EQ(cc__hello_confirm(CC__HELLO_DIAL, &dial, bytes), verdicts[i]);
         for (int k = 64; k < 80; k++) CHECK_EQ(bytes[k], 0);
     }
     passed++;
@@ -158,7 +158,7 @@ static void any_bytes_are_harmless(void) {
             bytes[random % CC__HELLO_BYTES] = (uint8_t)(random >> 32);
         }
         cc__hello_role role = random >> 63 ? CC__HELLO_DIAL : CC__HELLO_ANSWER;
-        cc__hello_confirm(&dial, bytes);
+        cc__hello_confirm(CC__HELLO_DIAL, &dial, bytes);
         if (cc__hello_unpack(bytes, role, &got, &status) != CC_OK) continue;
         cc__hello_pack(&got, role, status, again);
         CHECK(memcmp(bytes, again, sizeof bytes) == 0);
