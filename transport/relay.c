@@ -110,8 +110,7 @@ static int pull(tcp *tcp, tcp_stream *end) {
         end->ahead_end += (size_t)moved;
         if (end->far) cc__tcp_untime(tcp, end);
     }
-    /* Who ends before the far side was reached has given the dial up. */
-    return end->ended && (moved < 0 || end->mate->state == TCP_REACHING);
+    return end->ended && moved < 0;
 }
 
 /* Writes to this end what came from its mate, and then that one's end. */

@@ -88,6 +88,25 @@ static void a_reset_behind_a_stuck_stream(suite *suite) {
     suite_close(t.b, in, 0);
 }
 
+/* Somebody who takes no notice that the other side has ended is not waited for. */
+static void an_end_that_is_ignored(suite *suite) {
+    cc_options options;
+    suite_options(suite, 0, &options);
+    options.timeouts.linger_ms = 50;
+    suite_end *r = suite_open(suite, &options), *b = suite_open(suite, NULL);
+    uint8_t bytes[CC__HELLO_BYTES + 1];
+    CHECK_EQ(r->ops->route(r->transport, &b->options.id, b->address), CC_OK);
+    cc_hello hello = suite_hello(r, b, 0);
+    cc__hello_pack(&hello, CC__HELLO_RELAY, CC_OK, bytes);
+    int before = count_descriptors(), fd = dial_raw(r);
+    CHECK_EQ(write(fd, bytes, CC__HELLO_BYTES), CC__HELLO_BYTES);
+    SUITE_UNTIL(suite, suite_accepted(b, &hello) && readable(fd));
+    suite_close(b, suite_accepted(b, &hello), 1);
+    SUITE_UNTIL(suite, count_descriptors() == before + 1);
+    CHECK_EQ(read_all(suite, fd, bytes, sizeof bytes), CC__HELLO_BYTES); /* the answer */
+    close(fd);
+}
+
 /* A process that forks takes no relayed connection with it: the child lets go of all of them. */
 static void a_forked_child_lets_go_of_relays(suite *suite) {
     int before = count_descriptors(), hold[2], told[2];
@@ -162,6 +181,7 @@ static void any_hello_to_be_relayed(suite *suite) {
 static const suite_test tests[] = {
     {"no_descriptor_is_left", no_descriptor_is_left},
     {"a_reset_behind_a_stuck_stream", a_reset_behind_a_stuck_stream},
+    {"an_end_that_is_ignored", an_end_that_is_ignored},
     {"a_forked_child_lets_go_of_relays", a_forked_child_lets_go_of_relays},
     {"any_hello_to_be_relayed", any_hello_to_be_relayed},
 };
