@@ -110,6 +110,12 @@ suite_stream *suite_dial(suite_end *from, const char *address, const cc_hello *h
     return add(from, number, hello);
 }
 
+suite_stream *suite_dial_through(suite_end *from, const char *address, const cc_hello *hello) {
+    cc_stream number = CC_STREAM_NONE;
+    CHECK_EQ(from->ops->connect_through(from->transport, address, hello, &number), CC_OK);
+    return add(from, number, hello);
+}
+
 suite_stream *suite_accepted(suite_end *end, const cc_hello *hello) {
     for (int i = 0; i < end->count; i++)
         if (end->streams[i].accepted && end->streams[i].hello.link == hello->link &&
