@@ -344,6 +344,7 @@ int64_t cc__links_tick(cc__links *links, int64_t now) {
         next = link->next;
         tick_link(links, link, now);
         cc__links_probe_again(links, link, now);
+        cc__links_look_around(links, link, now);
         if (now >= link->fading_ns) cc__links_break(links, link, CC_EVIDENCE_CLOSED, CC_CLOSED);
         bool stranger = link->state == CC__LINK_BROKEN && !link->wanted && !link->in_pending;
         if (stranger) cc__links_drop(links, link); /* it came, was never needed, and went */

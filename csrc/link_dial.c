@@ -14,7 +14,7 @@
 #define DIAL_AGAIN_NS (5 * CC__MS)
 
 /* Rises with every dial, so that a listener can tell a stale one from the one that replaces it. */
-static uint64_t next_nonce(cc__links *links) {
+uint64_t cc__links_nonce(cc__links *links) {
     uint64_t now = (uint64_t)cc__now(&links->clock);
     links->nonce = now > links->nonce ? now : links->nonce + 1;
     return links->nonce;
@@ -67,19 +67,19 @@ static void close_channels(cc__links *links, cc__link *link, bool orderly) {
         close_channel(links, &link->channels[i], orderly);
     link->open_streams = 0;
     link->greeted = link->holding = false;
+    link->unheard_ns = CC__NEVER;
 }
 
-static void probe(cc__links *links, cc__link *link) {
-    if (link->probe != CC_STREAM_NONE || link->address[0] == 0) return;
+cc_hello cc__links_hello(const cc__links *links, const cc__link *link, uint32_t stream,
+                         uint64_t nonce) {
     cc_hello hello = {.from = links->self,
                       .to = link->id,
-                      .stream = CC_HELLO_PROBE,
+                      .stream = (uint16_t)stream,
                       .streams = (uint16_t)links->streams,
                       .segment_bytes = links->segment_bytes,
-                      .link = next_nonce(links)};
-    memcpy(hello.token, links->token, 16);
-    cc_status status = OPS(links)->connect(links->transport, link->address, &hello, &link->probe);
-    if (status != CC_OK) link->probe = CC_STREAM_NONE;
+                      .link = nonce};
+    memcpy(hello.token, links->token, sizeof hello.token);
+    return hello;
 }
 
 /* The session is over, and all that was said in it. */
@@ -95,16 +95,11 @@ static void look_again(cc__links *links, cc__link *link, int64_t after_ns) {
 }
 
 /* The longer it has been broken, the less often. */
-static void look_later(cc__links *links, cc__link *link) {
+void cc__links_look_later(cc__links *links, cc__link *link) {
     int64_t after = (cc__now(&links->clock) - link->broken_ns) / 8;
     int64_t most = links->timeouts.beat_ms * CC__MS;
     if (after > most) after = most;
     look_again(links, link, after < DIAL_AGAIN_NS ? DIAL_AGAIN_NS : after);
-}
-
-/* Whether its connections are to be made anew. */
-static bool mends(const cc__link *link) {
-    return link->session.id != 0 && link->state != CC__LINK_UP;
 }
 
 static bool may_mend(const cc__link *link, cc_evidence_kind evidence, cc_status status) {
@@ -114,14 +109,14 @@ static bool may_mend(const cc__link *link, cc_evidence_kind evidence, cc_status 
 
 void cc__links_break(cc__links *links, cc__link *link, cc_evidence_kind evidence,
                      cc_status status) {
-    bool was_broken = link->state == CC__LINK_BROKEN || mends(link);
+    bool was_broken = link->state == CC__LINK_BROKEN || cc__link_mends(link);
     if (!was_broken) link->broken_ns = cc__now(&links->clock);
     link->fading_ns = CC__NEVER;
     close_channels(links, link, false);
     if (may_mend(link, evidence, status)) {
         link->state = CC__LINK_IDLE;
         if (was_broken)
-            look_later(links, link);
+            cc__links_look_later(links, link);
         else
             look_again(links, link, 0);
         return;
@@ -134,23 +129,24 @@ void cc__links_break(cc__links *links, cc__link *link, cc_evidence_kind evidence
     link->lost_evidence = evidence;
     link->lost_status = status;
     cc__links_tell(links, link);
-    if (ask) probe(links, link);
+    if (ask) cc__links_probe(links, link);
 }
 
-static void dial(cc__links *links, cc__link *link) {
+void cc__links_dial(cc__links *links, cc__link *link, const cc__link *relay) {
+    if (link->state == CC__LINK_UP) link->broken_ns = cc__now(&links->clock);
     close_channels(links, link, false);
+    link->fading_ns = CC__NEVER;
     link->state = CC__LINK_DIALING;
-    link->nonce = next_nonce(links);
+    link->relayed = relay != NULL;
+    link->nonce = cc__links_nonce(links);
     for (uint32_t i = 0; i <= links->streams; i++) {
-        cc_hello hello = {.from = links->self,
-                          .to = link->id,
-                          .stream = (uint16_t)i,
-                          .streams = (uint16_t)links->streams,
-                          .segment_bytes = links->segment_bytes,
-                          .link = link->nonce};
-        memcpy(hello.token, links->token, 16);
+        cc_hello hello = cc__links_hello(links, link, i, link->nonce);
         cc_stream stream = CC_STREAM_NONE;
-        cc_status status = OPS(links)->connect(links->transport, link->address, &hello, &stream);
+        cc_status status;
+        if (relay)
+            status = OPS(links)->connect_through(links->transport, relay->address, &hello, &stream);
+        else
+            status = OPS(links)->connect(links->transport, link->address, &hello, &stream);
         if (status != CC_OK) {
             cc__links_break(links, link, CC_EVIDENCE_CLOSED, status);
             return;
@@ -159,29 +155,12 @@ static void dial(cc__links *links, cc__link *link) {
     }
 }
 
-/* A dying process closes its connections before its listener: a quick probe is neither answered nor
- * refused, but reset. It is asked again until that tells, or silence has. */
-static void ask_later(cc__links *links, cc__link *link) {
-    int64_t now = cc__now(&links->clock);
-    if (now - link->broken_ns <= links->timeouts.dead_ms * CC__MS) look_later(links, link);
-}
-
-void cc__links_probe_again(cc__links *links, cc__link *link, int64_t now) {
-    if (now < link->probe_ns) return;
-    link->probe_ns = CC__NEVER;
-    if (!link->wanted) return;
-    if (link->state == CC__LINK_IDLE && link->dials)
-        dial(links, link);
-    else if (link->state == CC__LINK_BROKEN || (link->state == CC__LINK_IDLE && link->session.id))
-        probe(links, link);
-}
-
 static cc__link *new_link(cc__links *links, const cc_peer_id *id) {
     if (links->count >= CC_LINKS_MAX) return NULL;
     cc__link *link = calloc(1, sizeof *link);
     if (link == NULL) return NULL;
     link->id = *id;
-    link->probe_ns = link->fading_ns = CC__NEVER;
+    link->probe_ns = link->fading_ns = link->unheard_ns = CC__NEVER;
     for (uint32_t i = 0; i <= CC_STREAMS_MAX; i++) {
         link->channels[i].link = link;
         link->channels[i].index = i;
@@ -197,20 +176,22 @@ cc__link *cc__links_want(cc__links *links, const cc_member *member, uint32_t sel
     if (link == NULL) link = new_link(links, &member->id);
     if (link == NULL) return NULL;
     memcpy(link->address, member->address, sizeof link->address);
+    OPS(links)->route(links->transport, &link->id, link->address);
     link->dials = self_serial > member->serial;
     link->wanted = true;
     link->accused = false;
     link->since_ns = cc__now(&links->clock);
     cc__watch_heard(&link->watch, &links->detector, link->since_ns);
     bool connected = link->state == CC__LINK_DIALING || cc__link_lives(link);
-    if (link->dials && !connected) dial(links, link);
-    if (!link->dials && link->state == CC__LINK_BROKEN) probe(links, link);
+    if (link->dials && !connected) cc__links_dial(links, link, NULL);
+    if (!link->dials && link->state == CC__LINK_BROKEN) cc__links_probe(links, link);
     return link;
 }
 
 void cc__links_drop(cc__links *links, cc__link *link) {
     cc__links_break(links, link, 0, CC_CLOSED);
-    if (link->probe != CC_STREAM_NONE) OPS(links)->close(links->transport, link->probe, 0);
+    cc__links_end_probe(links, link);
+    OPS(links)->route(links->transport, &link->id, NULL);
     for (cc__link **at = &links->pending_first, *last = NULL; *at;) {
         if (*at == link) {
             *at = link->pending_next;
@@ -308,14 +289,7 @@ static void channel_is_open(cc__links *links, cc__channel *channel) {
 }
 
 void cc__links_on_connected(cc__links *links, cc_stream stream) {
-    for (cc__link *link = links->first; link; link = link->next) {
-        if (link->probe != stream) continue;
-        OPS(links)->close(links->transport, stream,
-                          0); /* it lives: CLOSED is all there is to say */
-        link->probe = CC_STREAM_NONE;
-        if (mends(link)) look_later(links, link);
-        return;
-    }
+    if (cc__links_probe_connected(links, stream)) return;
     cc__channel *channel = cc__links_channel_of(links, stream);
     if (channel) channel_is_open(links, channel);
 }
@@ -334,6 +308,10 @@ void cc__links_on_accepted(cc__links *links, const cc_transport_event *event) {
     if (hello->stream <= links->streams) {
         link = cc__links_find(links, &hello->from);
         if (link == NULL) link = new_link(links, &hello->from);
+    }
+    if (hello->stream == CC_HELLO_PROBE) {
+        cc__link *asker = cc__links_find(links, &hello->from);
+        if (asker) cc__links_on_probed(links, asker);
     }
     if (link == NULL) { /* a probe, or more links than we can hold */
         OPS(links)->close(links->transport, event->stream, hello->stream == CC_HELLO_PROBE);
@@ -358,10 +336,6 @@ void cc__links_on_accepted(cc__links *links, const cc_transport_event *event) {
     channel_is_open(links, channel);
 }
 
-/* Whether a dial's result proves that the peer's process is gone. */
-static bool proves_death(cc_status status) {
-    return status == CC_REFUSED || status == CC_EVICTED;
-}
 
 /* A peer that closes ends all streams at once, and a bulk stream's end may arrive before its last
  * votes and its BYE on stream 0. So that one decides, for as long as a beat takes. */
@@ -374,24 +348,7 @@ static void fade(cc__links *links, cc__channel *channel) {
 }
 
 void cc__links_on_closed(cc__links *links, cc_stream stream, cc_status status) {
-    for (cc__link *link = links->first; link; link = link->next) {
-        if (link->probe != stream) continue;
-        OPS(links)->close(links->transport, stream, 0);
-        link->probe = CC_STREAM_NONE;
-        if ((link->state != CC__LINK_BROKEN && !mends(link)) || !link->wanted) return;
-        if (!proves_death(status)) {
-            ask_later(links, link);
-            return;
-        }
-        if (mends(link)) {
-            cc__links_break(links, link, CC_EVIDENCE_REFUSED, status);
-            return;
-        }
-        link->told_evidence = true;
-        link->more_evidence = CC_EVIDENCE_REFUSED;
-        cc__links_tell(links, link);
-        return;
-    }
+    if (cc__links_probe_closed(links, stream, status)) return;
     cc__channel *channel = cc__links_channel_of(links, stream);
     if (channel == NULL) {
         OPS(links)->close(links->transport, stream, 0);
@@ -409,7 +366,7 @@ void cc__links_on_closed(cc__links *links, cc_stream stream, cc_status status) {
         return;
     }
     cc_evidence_kind evidence = CC_EVIDENCE_CLOSED;
-    if (!channel->open && proves_death(status)) evidence = CC_EVIDENCE_REFUSED;
+    if (!channel->open && cc__proves_death(status)) evidence = CC_EVIDENCE_REFUSED;
     cc__links_break(links, link, evidence, status);
 }
 

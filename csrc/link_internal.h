@@ -18,8 +18,36 @@ void cc__links_resume_later(cc__links *links, cc__channel *channel);
 void cc__links_on_connected(cc__links *links, cc_stream stream);
 void cc__links_on_accepted(cc__links *links, const cc_transport_event *event);
 void cc__links_on_closed(cc__links *links, cc_stream stream, cc_status status);
+/* Dials all streams, through another peer unless `relay` is NULL. */
+void cc__links_dial(cc__links *links, cc__link *link, const cc__link *relay);
+/* Dials or probes again, the later the longer the link has been broken. */
+void cc__links_look_later(cc__links *links, cc__link *link);
+uint64_t cc__links_nonce(cc__links *links); /* rises with every dial */
+cc_hello cc__links_hello(const cc__links *links, const cc__link *link, uint32_t stream,
+                         uint64_t nonce);
+
+/* Whether a session waits for its connections to be made anew. */
+static inline bool cc__link_mends(const cc__link *link) {
+    return link->session.id != 0 && link->state != CC__LINK_UP;
+}
+
+/* Whether a dial's result proves that the peer's process is gone. */
+static inline bool cc__proves_death(cc_status status) {
+    return status == CC_REFUSED || status == CC_EVICTED;
+}
+
+/* link_probe.c: asks whether the peer listens, unless that was asked already. */
+void cc__links_probe(cc__links *links, cc__link *link);
+void cc__links_end_probe(cc__links *links, cc__link *link);
 /* Dials or probes again, if it is time to. */
 void cc__links_probe_again(cc__links *links, cc__link *link, int64_t now);
+/* Looks for a way around a path on which nothing is heard, and for the way back. */
+void cc__links_look_around(cc__links *links, cc__link *link, int64_t now);
+/* The peer asks whether this one listens. */
+void cc__links_on_probed(cc__links *links, cc__link *link);
+/* Whether the stream was a probe. */
+bool cc__links_probe_connected(cc__links *links, cc_stream stream);
+bool cc__links_probe_closed(cc__links *links, cc_stream stream, cc_status status);
 /* Sends what is kept and was not given to the stream yet. */
 void cc__links_flush(cc__links *links, cc__link *link);
 /* Sends a frame of this connection alone, which is not kept; only when nothing else is under way. */

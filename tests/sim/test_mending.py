@@ -14,8 +14,8 @@ import itertools
 import numpy as np
 import pytest
 from programs import ALGORITHMS, Spec
-from promises import Row, check_outcomes, formed, go_on, post_all, steps_of
-from world import OK, World
+from promises import SILENT, Row, check_outcomes, formed, go_on, post_all, steps_of
+from world import OK, PENDING, Peer, World
 
 SEED = 39_000
 RUNS = 24
@@ -142,3 +142,80 @@ def test_a_link_breaks_while_the_epoch_is_sealed() -> None:
             assert check_outcomes(world, rows) == [OK]
             assert world.members == [a, b, c]
             go_on(world)
+
+
+# ---- paths that are cut ---------------------------------------------------------------------------
+
+
+def cut(world: World, a: Peer, b: Peer, ways: str, is_cut: bool = True) -> None:
+    if ways in ("both", "there"):
+        world.cut(a, b, is_cut)
+    if ways in ("both", "back"):
+        world.cut(b, a, is_cut)
+
+
+@pytest.mark.parametrize("ways", ["both", "there", "back"])
+@pytest.mark.parametrize("n", [3, 5])
+def test_a_cut_path_is_led_around(n: int, ways: str) -> None:
+    """Two members reach each other no more, in one direction or in both, but the others reach them:
+    the operation goes on through one of these, and nobody is accused."""
+    for step in range(0, 100, 25):
+        with formed(SEED, n, dead_ms=2000) as world:
+            a, b = world.peers[0], world.peers[1]
+            rows = [post_all(world, Spec("all_reduce", 9000, "int64", algorithm="ring"))]
+            for _ in range(step):
+                world.step()
+            cut(world, a, b, ways)
+            world.finish((op for op in rows[0][1].values()), limit_ms=3000)
+            assert check_outcomes(world, rows) == [OK]
+            assert not any(peer.sealed or peer.evidence for peer in world.peers)
+            world.run_ms(10_000)
+            go_on(world)
+            assert not any(peer.sealed or peer.evidence for peer in world.peers)
+
+
+def test_the_direct_way_is_taken_again() -> None:
+    """Once the cut is healed. Then the others may be cut off, and the two still reach each other."""
+    for healed in (True, False):
+        with formed(SEED, 4, dead_ms=2000) as world:
+            a, b, *others = world.peers
+            cut(world, a, b, "both")
+            world.run_ms(1900)
+            go_on(world)
+            cut(world, a, b, "both", not healed)
+            world.run_ms(11_000)
+            go_on(world)
+            for other in others:
+                cut(world, a, other, "both")
+            send = a.post("send", np.ones(9), root=1, tag=1)
+            receive = b.post("receive", None, np.zeros(9), root=0, tag=1)
+            world.run_ms(500)
+            assert (send.done and receive.done) == healed
+
+
+@pytest.mark.parametrize("victim", [2, 3])
+def test_a_relay_that_dies(victim: int) -> None:
+    """A path is led through one of the other two members, and one of these dies: if it was that one,
+    the other takes its part."""
+    with formed(SEED, 4, dead_ms=2000) as world:
+        cut(world, world.peers[0], world.peers[1], "both")
+        world.run_ms(1900)
+        rows = [post_all(world, Spec("all_reduce", 9000, "int64", algorithm="ring"))]
+        world.run_ms(0.2)
+        world.kill(world.peers[victim])
+        world.carry(rows[0][1][peer.index] for peer in world.alive)
+        assert check_outcomes(world, rows) == [OK]
+        assert world.members == world.alive and len(world.alive) == 3
+        world.run_ms(5000)
+        go_on(world)
+
+
+def test_nobody_can_lead_around() -> None:
+    """Two members alone, and no way between them: both say that the other is silent."""
+    with formed(SEED, 2, dead_ms=2000) as world:
+        a, b = world.peers
+        rows = [post_all(world, Spec("all_reduce", 9000, "int64", algorithm="ring"))]
+        cut(world, a, b, "both")
+        world.run(lambda: a.sealed and b.sealed, 2600)
+        assert a.evidence == {b.index: SILENT} and b.evidence == {a.index: SILENT}
+        assert rows[0][1][a.index].status == PENDING
