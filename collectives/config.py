@@ -34,7 +34,7 @@ class Timeouts:
     beat: float = 0.2
     """A link without other traffic carries a heartbeat this often."""
     dead: float = 2.0
-    """A peer silent for so long on a link, and that others do not reach either, is taken for dead."""
+    """A peer silent for so long on a link, that others do not reach either, is taken for dead."""
     connect: float = 5.0
     """A dial and its handshake, or the coordinator's first answer, take at most so long."""
     linger: float = 1.0

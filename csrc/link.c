@@ -111,7 +111,7 @@ static void start_payload(cc__links *links, cc__channel *channel, void *place, v
 }
 
 void cc__links_place(cc__links *links, cc__channel *channel, void *place, void *owner) {
-    if (channel->phase != CC__PHASE_WANT) return;      /* the link broke in between */
+    if (channel->phase != CC__PHASE_WANT) return; /* the link broke in between */
     if (place == NULL) channel->frame.type = SCRAP;
     start_payload(links, channel, place, owner);
 }
@@ -121,7 +121,8 @@ static void count_frame(cc__links *links, cc__channel *channel) {
     cc__link *link = channel->link;
     link->session.received += channel->counted;
     channel->counted = 0;
-    if (link->session.received - link->session.told >= CC_CONFIRM_BYTES) cc__links_beat(links, link);
+    if (link->session.received - link->session.told >= CC_CONFIRM_BYTES)
+        cc__links_beat(links, link);
 }
 
 /* The header is there. Returns whether there is an event. */
@@ -323,7 +324,8 @@ void cc__links_release(cc__links *links, const void *owner) {
 
 static void tick_link(cc__links *links, cc__link *link, int64_t now) {
     int64_t beat_ns = links->timeouts.beat_ms * CC__MS;
-    if (link->state == CC__LINK_UP && now - link->sent_ns >= beat_ns / 2) cc__links_beat(links, link);
+    if (link->state == CC__LINK_UP && now - link->sent_ns >= beat_ns / 2)
+        cc__links_beat(links, link);
     if (!link->wanted || link->accused || link->goodbye) return;
     int64_t silent = cc__watch_deadline(&link->watch, &links->detector);
     if (!cc__link_lives(link)) {

@@ -65,16 +65,16 @@ struct cc__link {
     uint64_t nonce;
     uint32_t open_streams;
     cc__channel channels[CC_STREAMS_MAX + 1];
-    uint32_t next_bulk; /* where the search for an idle bulk stream starts */
-    cc_stream probe;    /* asks whether the peer still listens, */
+    uint32_t next_bulk;   /* where the search for an idle bulk stream starts */
+    cc_stream probe;      /* asks whether the peer still listens, */
     cc_peer_id probe_via; /* through another one, or 0 */
     uint32_t n_asked;     /* others that were asked about it since it fell silent */
     int64_t ask_ns;       /* when to ask the next */
     int64_t unheard_ns;   /* the peer seems not to hear this one: it is believed then */
     bool relayed;         /* its streams go through another peer */
     int64_t direct_ns;    /* when to try the direct way again */
-    int64_t probe_ns;   /* when to ask again; CC__NEVER: not */
-    int64_t broken_ns;  /* since when it is BROKEN */
+    int64_t probe_ns;     /* when to ask again; CC__NEVER: not */
+    int64_t broken_ns;    /* since when it is BROKEN */
     int64_t fading_ns; /* UP, but a bulk stream has ended: when it counts as broken; or CC__NEVER */
     cc__session session;
     bool greeted; /* on this connection, the peer said what it knows of a session: */

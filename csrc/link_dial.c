@@ -280,9 +280,8 @@ static void channel_is_open(cc__links *links, cc__channel *channel) {
     link->open_streams++;
     links->current = channel;
     if (!all_open(links, link)) return;
-    cc__frame hello = {.type = CC__SESSION,
-                       .epoch = link->session.id,
-                       .sequence = link->session.received};
+    cc__frame hello = {
+        .type = CC__SESSION, .epoch = link->session.id, .sequence = link->session.received};
     cc__links_send_raw(links, link, &hello);
     cc__links_resume_later(links, channel);
     if (link->greeted) come_up(links, link);
@@ -335,7 +334,6 @@ void cc__links_on_accepted(cc__links *links, const cc_transport_event *event) {
     cc__links_adopt(links, link, hello->stream, event->stream);
     channel_is_open(links, channel);
 }
-
 
 /* A peer that closes ends all streams at once, and a bulk stream's end may arrive before its last
  * votes and its BYE on stream 0. So that one decides, for as long as a beat takes. */

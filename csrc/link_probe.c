@@ -43,7 +43,8 @@ static void probe(cc__links *links, cc__link *link, const cc__link *relay) {
     cc_hello hello = cc__links_hello(links, link, CC_HELLO_PROBE, cc__links_nonce(links));
     cc_status status;
     if (relay)
-        status = OPS(links)->connect_through(links->transport, relay->address, &hello, &link->probe);
+        status =
+            OPS(links)->connect_through(links->transport, relay->address, &hello, &link->probe);
     else
         status = OPS(links)->connect(links->transport, link->address, &hello, &link->probe);
     if (status != CC_OK) link->probe = CC_STREAM_NONE;
@@ -132,7 +133,8 @@ void cc__links_on_probed(cc__links *links, cc__link *link) {
  * refused, but reset. It is asked again until that tells, or silence has. */
 static void ask_later(cc__links *links, cc__link *link) {
     int64_t now = cc__now(&links->clock);
-    if (now - link->broken_ns <= links->timeouts.dead_ms * CC__MS) cc__links_look_later(links, link);
+    if (now - link->broken_ns <= links->timeouts.dead_ms * CC__MS)
+        cc__links_look_later(links, link);
 }
 
 bool cc__links_probe_closed(cc__links *links, cc_stream stream, cc_status status) {

@@ -12,7 +12,8 @@ void cc__mend_ask(cc__group *group, cc__link *link, const cc__op *op, uint32_t f
     while ((index = cc__op_next_incomplete(op, from, index)) < op->plan.n_moves) {
         uint64_t bytes = cc__op_bitmap_bytes(op, index);
         if (bytes > sizeof bitmap) {
-            cc__group_seal(group, CC_CAUSE_LINK, NULL, 0, "a connection broke under a huge message");
+            cc__group_seal(group, CC_CAUSE_LINK, NULL, 0,
+                           "a connection broke under a huge message");
             return;
         }
         cc__op_bitmap(op, index, bitmap);

@@ -204,7 +204,8 @@ static void pump_local(cc__op *op, uint32_t index, uint64_t *budget) {
         if (move->kind == CC__COPY)
             copy(op, move, state->done, length, left_operand);
         else
-            combine(op, move, state->done, length, left_operand, cc__op_at(op, move->src2, state->done));
+            combine(op, move, state->done, length, left_operand,
+                    cc__op_at(op, move->src2, state->done));
         state->done += length;
         skip_complete(op);
     }

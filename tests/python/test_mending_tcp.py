@@ -1,7 +1,7 @@
 """Connections of real processes break while both ends live: nobody sees it.
 
-A process breaks connections of its own: a descriptor that is shut down is what both kernels see when
-a middlebox resets a connection.
+A process breaks connections of its own: a descriptor that is shut down is what both kernels see
+when a middlebox resets a connection.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Goal: a connection that breaks while both ends live costs nothing but the time to make it anew: no
-epoch, no attempt, no wrong result, no message that comes twice or never.
+"""Goal: a connection that breaks while both ends live costs nothing but the time to make it anew:
+no epoch, no attempt, no wrong result, no message that comes twice or never.
 
 Method: links are broken at the steps of every algorithm, one after another, several at once and
 again while they are mended. Without a coordinator, for it is not needed; but where an algorithm
-overwrites what it has sent, a segment that was lost may be gone: then the operation begins again, in
-an epoch of the same members, and the test counts how often.
+overwrites what it has sent, a segment that was lost may be gone: then the operation begins again,
+in an epoch of the same members, and the test counts how often.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def test_a_link_breaks_while_the_epoch_is_sealed() -> None:
             go_on(world)
 
 
-# ---- paths that are cut ---------------------------------------------------------------------------
+# ---- paths that are cut ------------------------------------------------------------------------
 
 
 def cut(world: World, a: Peer, b: Peer, ways: str, is_cut: bool = True) -> None:
@@ -175,7 +175,7 @@ def test_a_cut_path_is_led_around(n: int, ways: str) -> None:
 
 
 def test_the_direct_way_is_taken_again() -> None:
-    """Once the cut is healed. Then the others may be cut off, and the two still reach each other."""
+    """Once the cut is healed. The others may be cut off then: the two reach each other still."""
     for healed in (True, False):
         with formed(SEED, 4, dead_ms=2000) as world:
             a, b, *others = world.peers
@@ -195,7 +195,7 @@ def test_the_direct_way_is_taken_again() -> None:
 
 @pytest.mark.parametrize("victim", [2, 3])
 def test_a_relay_that_dies(victim: int) -> None:
-    """A path is led through one of the other two members, and one of these dies: if it was that one,
+    """A path is led through one of the other two members and one of these dies. If it was that one,
     the other takes its part."""
     with formed(SEED, 4, dead_ms=2000) as world:
         cut(world, world.peers[0], world.peers[1], "both")
