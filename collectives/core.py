@@ -38,6 +38,7 @@ class Context:
         native.timeouts.dead_ms = milliseconds(timeouts.dead)
         native.timeouts.connect_ms = milliseconds(timeouts.connect)
         native.timeouts.linger_ms = milliseconds(timeouts.linger)
+        native.timeouts.suspect_ms = milliseconds(timeouts.suspect_time)
         keep = []
         for name, value in options.items():
             if isinstance(value, str):

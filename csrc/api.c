@@ -32,6 +32,8 @@ static const char *bad_option(const cc_options *options) {
     const cc_timeouts *t = &options->timeouts;
     if (t->beat_ms < 1 || t->dead_ms <= t->beat_ms || t->connect_ms < 1)
         return "timeouts must be positive, and dead longer than beat";
+    if (t->suspect_ms && (t->suspect_ms < t->beat_ms || t->suspect_ms >= t->dead_ms))
+        return "suspect must lie between beat and dead";
     return NULL;
 }
 

@@ -103,6 +103,7 @@ typedef struct cc_timeouts {
     uint32_t dead_ms;    /* a link silent for so long is evidence of death */
     uint32_t connect_ms; /* a dial or handshake that takes longer has failed */
     uint32_t linger_ms;  /* an orderly close waits at most so long */
+    uint32_t suspect_ms; /* a link silent for so long: others are asked; 0: half of dead_ms */
 } cc_timeouts;
 
 typedef struct cc_options {

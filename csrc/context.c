@@ -3,6 +3,7 @@
 #include "csrc/context.h"
 
 #include "csrc/base/pool.h"
+#include "csrc/mend.h"
 
 #include <errno.h>
 #include <string.h>
@@ -132,6 +133,12 @@ static void on_link_event(cc_context *context, const cc__link_event *event) {
             cc__group_on_connected(context->groups[i], event->link);
         on_rehearsed(context, event);
         break;
+    case CC__LINK_MENDED:
+        for (uint32_t i = 0; i < context->n_groups; i++)
+            cc__group_on_mended(context->groups[i], event->link);
+        cc__links_resumed(&context->links, event->link);
+        on_rehearsed(context, event);
+        break;
     case CC__LINK_LOST:
     case CC__LINK_EVIDENCE:
         for (uint32_t i = 0; i < context->n_groups; i++)
@@ -140,7 +147,10 @@ static void on_link_event(cc_context *context, const cc__link_event *event) {
         break;
     case CC__LINK_FRAME:
         group = cc__context_group(context, channel->frame.group, false);
-        if (group)
+        if (channel->frame.type == CC__RESUMED)
+            for (uint32_t i = 0; i < context->n_groups; i++)
+                cc__group_on_resumed(context->groups[i], event->link);
+        else if (group)
             cc__group_on_frame(group, event->link, &channel->frame);
         else
             on_foreign_frame(context, event->link, &channel->frame);
@@ -154,7 +164,10 @@ static void on_link_event(cc_context *context, const cc__link_event *event) {
         break;
     case CC__LINK_PAYLOAD:
         group = cc__context_group(context, channel->frame.group, false);
-        if (group) cc__group_on_payload(group, channel);
+        if (group && channel->frame.type == CC__RESUME)
+            cc__group_on_resume(group, channel);
+        else if (group)
+            cc__group_on_payload(group, channel);
         break;
     case CC__LINK_SENT:
         if (event->owner) cc__op_sent(event->owner, event->move, event->bytes);

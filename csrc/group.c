@@ -231,7 +231,7 @@ static void send_installed(cc__group *group, cc__link *link) {
 static void hear_news(cc__group *group, uint32_t member) {
     const cc__link *link = group->member_links[member];
     const cc__news *news = cc__link_news(link, group->id);
-    bool up = link->state == CC__LINK_UP; /* else it is greeted once it is up */
+    bool up = cc__link_lives(link); /* else it is greeted once it is up */
     if (up && news->installed == group->epoch) cc__pair_greet(group, member);
     if (up && news->installed == group->epoch && !group->installed[member]) {
         group->installed[member] = true;

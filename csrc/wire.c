@@ -44,8 +44,11 @@ static int64_t payload_max(uint8_t type, int bulk, uint32_t segment_bytes) {
     case CC__ACCEPT:
     case CC__TAKEN:
     case CC__CANCEL:
+    case CC__SESSION:
+    case CC__RESUMED:
     case CC__BYE: return 0;
     case CC__OFFER:
+    case CC__RESUME:
     case CC__EAGER: return CC_EAGER_BYTES;
     case CC__ABORT: return CC__ABORT_BYTES;
     case CC__SEALED: return CC__SEALED_BYTES_MAX;
@@ -58,7 +61,8 @@ static uint32_t payload_min(uint8_t type) {
     switch (type) {
     case CC__DATA:
     case CC__EAGER:
-    case CC__PIECE: return 1;
+    case CC__PIECE:
+    case CC__RESUME: return 1;
     case CC__ABORT: return CC__ABORT_BYTES;
     case CC__SEALED: return CC__SEALED_BYTES_MIN;
     case CC__EPOCH: return CC__EPOCH_BYTES_MIN;

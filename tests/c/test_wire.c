@@ -42,6 +42,9 @@ static const struct {
     {CC__PIECE, 1, 1, UINT32_MAX},
     {CC__SEALED, 0, 24, 10263}, /* 16 lanes with 64 calls, 64 pieces of evidence, 255 letters */
     {CC__EPOCH, 0, 48, 879},    /* 1024 members, 16 lanes, 255 letters */
+    {CC__SESSION, 0, 0, 0},
+    {CC__RESUME, 0, 1, 16384},
+    {CC__RESUMED, 0, 0, 0},
 };
 #define N_ALLOWED (sizeof ALLOWED / sizeof ALLOWED[0])
 

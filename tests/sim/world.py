@@ -249,6 +249,12 @@ class World:
             if self.is_ready():
                 return record
 
+    def renew(self) -> Record:
+        """The same members in a new epoch."""
+        lib.cc_seal(self.members[0].context, GROUP, self.epoch)
+        self.touch()
+        return self.recover()
+
     def carry(
         self,
         operations: Iterable[Operation],
