@@ -97,40 +97,36 @@ class Run:
 
     # ---- what is told ----------------------------------------------------------------------------
 
-    def recoveries(self) -> dict[Kind, list[float]]:
-        """Seconds from each fault to the outcome, on the last of those to whom nothing was done, of
-        the operation that the victim was in."""
+    def recoveries(self, alone: bool) -> dict[str, dict[str, float]]:
+        """By kind, seconds from a fault to the outcome, on the last of those to whom nothing was
+        done, of the operation that the victim was in. `alone`: only where the group was whole
+        before, and nothing else was done until then."""
         assert self.driver is not None
-        found: dict[Kind, list[float]] = {kind: [] for kind in Kind}
+        found: dict[Kind, list[float]] = {}
         unharmed = [p.ledger.lines for p in self.driver.peers if p.ledger and p.fault is None]
+        times = [at for at, _, _ in self.driver.tally.at]
         for at, fault, number in self.driver.tally.at:
             victim = self.driver.peers[number].ledger if number >= 0 else None
             if victim is None or not len(victim.lines):
                 continue
             begun = victim.word("begun")
-            if fault.kind in (
-                Kind.STOP,
-                Kind.CUT,
-            ):  # what it did when it was let go on is no matter
+            if fault.kind is not Kind.KILL:  # what it did when it was let go on is no matter
                 begun = int(victim.lines["number"][victim.lines["at"] <= at].max(initial=0)) + 1
-            ends = [
-                float(line["at"]) - at
-                for lines in unharmed
-                for line in lines[lines["number"] == begun]
-            ]
-            if ends and max(ends) > 0:
-                found[fault.kind].append(max(ends))
-        return found
+            lines = [lines[lines["number"] == begun] for lines in unharmed]
+            end = max((float(line["at"][0]) for line in lines if len(line)), default=0.0)
+            if end <= at or (alone and not fault.calm):
+                continue
+            if not alone or not any(at < other < end for other in times):
+                found.setdefault(fault.kind, []).append(end - at)
+        return {
+            kind.value: {"p50_s": statistics.median(each), "max_s": max(each), "of": len(each)}
+            for kind, each in found.items()
+        }
 
     def report(self, broken: str) -> dict[str, Any]:
         assert self.driver is not None
         tally, verdict = self.driver.tally, self.verdict
         done = {kind.value: count for kind, count in tally.done.items()}
-        recoveries = {
-            kind.value: {"p50_s": statistics.median(times), "max_s": max(times), "of": len(times)}
-            for kind, times in self.recoveries().items()
-            if times
-        }
         return {
             "seed": self.args.seed,
             "faults": self.args.faults,
@@ -151,7 +147,8 @@ class Run:
             "boundaries": verdict.boundaries,
             "epochs": verdict.epochs,
             "contributors_unknown": verdict.anonymous,
-            "recovery": recoveries,
+            "recovery_alone": self.recoveries(alone=True),
+            "recovery": self.recoveries(alone=False),
             "measured": tally.measured,
             "growth_mib": tally.growth_mib,
             "broken": broken,

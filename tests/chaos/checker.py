@@ -131,7 +131,7 @@ class Checker:
         if kind is Kind.ADMIT:
             self.take_boundary(number, lines)
             return
-        roster = self.check_contributors(number, kind, peers, lines)
+        roster = self.check_contributors(number, kind, call, peers, lines)
         if roster is None:
             self.verdict.anonymous += 1
         elif kind is Kind.SYNC:
@@ -161,7 +161,7 @@ class Checker:
         self.verdict.say(f"operation {number}, {call}: it failed though it could begin again")
 
     def check_contributors(
-        self, number: int, kind: Kind, peers: np.ndarray, lines: np.ndarray
+        self, number: int, kind: Kind, call: Call, peers: np.ndarray, lines: np.ndarray
     ) -> list[int | None] | None:
         """The contributors by rank, or None if nobody knows them."""
         say = self.verdict.say
@@ -180,6 +180,8 @@ class Checker:
         present = {peer for peer in roster if peer is not None}
         if missing := set(peers.tolist()) - present:
             say(f"operation {number}: {sorted(missing)} have its result and did not contribute")
+        if kind is Kind.CALL and call.kind == "broadcast":  # who takes a copy adds nothing to it
+            present &= {roster[call.root % len(roster)]}
         for peer in present:
             story = self.stories.get(peer)
             first = int(story.lines["number"][0]) if story and len(story.lines) else number

@@ -25,8 +25,10 @@ from arena import Loopback
 from faults import Fault, Kind
 from ledger import State
 from process import PLANTED, Coordinator, Failed, Peer
+from script import segment_bytes_of
 
 from collectives.config import LAN
+from collectives.settings import Settings
 
 FLOOR = 4  # members that are left after a fault
 WITNESSES = 2
@@ -39,7 +41,8 @@ EVICTED_S = 20.0  # who is silent is no member then, and who was has been told
 QUIET_S = 15.0  # descriptors and threads of dead links are gone then
 AIM_S = 2.0
 TICK_S = 0.02
-GROWTH_MIB = 8.0
+STREAMS = Settings().streams
+GROWTH_MIB = 6.0  # and the segments that links hold: they count once they were used
 
 
 @dataclass
@@ -85,6 +88,8 @@ class Driver:
         self.witnesses: list[Peer] = []
         self.tally = Tally()
         self.stopping = False
+        segments_mib = (size - 1) * STREAMS * segment_bytes_of(seed) / 2**20
+        self.growth_mib_max = GROWTH_MIB + segments_mib
         self._base: dict[str, int] = {}
         self._memory: dict[Peer, float] = {}  # of the witnesses, once they are warm
 
@@ -321,8 +326,8 @@ class Driver:
             grown = memory - self._memory[peer]
             self.tally.growth_mib = max(self.tally.growth_mib, grown)
             self.tally.measured += 1
-            if grown > GROWTH_MIB:
-                raise Failed(f"{peer} grew by {grown:.1f} MiB; {GROWTH_MIB:g} are allowed")
+            if grown > self.growth_mib_max:
+                raise Failed(f"{peer} grew by {grown:.1f} MiB; {self.growth_mib_max:g} are allowed")
 
     def check_handles(self) -> None:
         """All members hold equally many, and as many as those of the first moment; a while after a

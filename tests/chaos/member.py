@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 from ledger import FIRST, HOLE, Input, Kind, Ledger, State, Status
-from script import FLUSH, Call, batch_of, input_of, pause_of
+from script import FLUSH, Call, batch_of, input_of, pause_of, segment_bytes_of
 
 import collectives as cc
 
@@ -262,9 +262,11 @@ def main() -> None:
     if os.getppid() == 1:
         sys.exit("the driver is gone")
     ledger = Ledger(Path(path), create=True)
-    options = {"bind": address[0], "insecure": True} if address else {}
+    options: dict[str, Any] = {"size": int(size), "segment_bytes": segment_bytes_of(int(seed))}
+    if address:
+        options |= {"bind": address[0], "insecure": True}
     try:
-        Member(ledger, int(peer), int(seed)).run(url, group="chaos", size=int(size), **options)
+        Member(ledger, int(peer), int(seed)).run(url, group="chaos", **options)
     except BaseException as error:
         ledger.reason = f"{type(error).__name__}: {error}"
         ledger.state = State.FAILED

@@ -26,6 +26,7 @@ SYNC = "sync"  # what follows each boundary: all learn the operation's number, a
 ADMIT_EVERY = 8
 BATCH_MAX = 4
 BATCH_BYTES_MAX = 1 << 20
+SEGMENTS = (512 << 10, 64 << 10)  # the default, and one that makes many of each message
 SMALL_INTEGERS = 64  # in absolute value; with 8 of them and a factor of safety float32 stays exact
 
 
@@ -53,12 +54,14 @@ class Call:
         return self.exact or self.kind != "all_reduce"
 
 
-# Posted together when memory is to be measured: the core keeps four large blocks for the next
-# operation of about that length, and these four take their places, whatever was called before.
-FLUSH = tuple(
-    Call("all_reduce", count=size_bytes // 4, in_place=True)
-    for size_bytes in (128 << 10, 300 << 10, 700 << 10, 1600 << 10)
-)
+# Posted together when memory is to be measured. The core keeps four large blocks for the next
+# operation of about that length: eight at once take the places of all four, whatever they were.
+FLUSH = 8 * (Call("all_reduce", count=1 << 16, in_place=True),)
+
+
+def segment_bytes_of(seed: int) -> int:
+    """Of the whole run."""
+    return random.Random(f"segments {seed}").choice(SEGMENTS)
 
 
 def call_of(seed: int, number: int) -> Call:
