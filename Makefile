@@ -20,6 +20,9 @@ SOAK ?= --seconds 600
 # What else for the chaos test: make chaos CHAOS="--seed 7 --faults 60"
 CHAOS ?=
 
+# How much of the recovery benchmark: make bench-recovery RECOVERY="--kills 5 --silent 2 --down 5"
+RECOVERY ?= --json build/bench/recovery.json --markdown build/bench/recovery.md
+
 VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
@@ -41,7 +44,7 @@ CMAKE = $(BIN)/cmake -S . -G Ninja -DCOLLECTIVES_TESTS=ON --log-level=WARNING
 NINJA = $(BIN)/cmake --build
 CTEST = $(BIN)/ctest --output-on-failure --parallel $(JOBS)
 
-.PHONY: build demo bench test test-c test-python test-torch test-huge soak chaos lint format docs \
+.PHONY: build demo bench bench-recovery test test-c test-python test-torch test-huge soak chaos lint format docs \
 	sanitize asan tsan clean
 .DELETE_ON_ERROR:
 
@@ -53,6 +56,10 @@ demo: $(STAMPS)/build
 bench: $(STAMPS)/build
 	mkdir -p build/bench
 	$(BIN)/python benchmarks/compare.py $(BENCH)
+
+bench-recovery: $(STAMPS)/build
+	mkdir -p build/bench
+	$(BIN)/python benchmarks/recovery.py $(RECOVERY)
 
 test: test-c test-python
 

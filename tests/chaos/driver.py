@@ -24,7 +24,8 @@ from pathlib import Path
 from arena import Loopback
 from faults import Fault, Kind
 from ledger import State
-from process import PLANTED, Coordinator, Failed, Peer
+from peers import PLANTED, Peer
+from process import Coordinator, Failed
 from script import segment_bytes_of
 
 from collectives.config import LAN
