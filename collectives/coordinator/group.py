@@ -109,7 +109,7 @@ class Group:
             if reason is not None:
                 self.send(join.id, Refused(reason))
                 return
-            joiner = self.lobby.joiners[join.id] = Joiner(join, serial(), now)
+            joiner = self.lobby.joiners[join.id] = Joiner(join, serial, now)
             self._form(now)
             if join.id in self.lobby.joiners and join.id not in self.lobby.candidates:
                 self._welcome(join.id, joiner.serial)
