@@ -10,9 +10,9 @@ from typing import Any
 
 from collectives import messages
 from collectives._core import ffi, lib
-from collectives.agent import Prepared, Ready, Sealed
 from collectives.config import Timeouts
 from collectives.errors import from_status
+from collectives.events import Prepared, Ready, Sealed
 
 _MESSAGE = int(lib.CC_MESSAGE_MAX)
 
@@ -53,7 +53,7 @@ class Context:
         self.native = ffi.gc(out[0], lib.cc_context_free)
         self._event = ffi.new("cc_event *")
 
-    # ---- what the agent calls (collectives.agent.Core) --------------------------------------
+    # ---- what the courier calls (collectives.events.Core) ------------------------------------
 
     def address(self) -> str:
         out = ffi.new("char[]", int(lib.CC_ADDRESS_MAX))

@@ -1,7 +1,7 @@
-"""What passes between a peer's core and its agent: the events of the one, and how the other acts.
+"""What a courier has to do with: a peer's core, its events, the connection to the coordinator.
 
-The agent knows the core by the protocol class here alone. `collectives.core` implements it over the
-C core; tests implement it without one.
+The courier knows them by the protocol classes here alone. `collectives.core` and
+`collectives.control` implement them over the C core and ZeroMQ; tests implement them without.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from collectives.messages import NO_PEER, Epoch, Member, Report
+from collectives.messages import NO_PEER, Epoch, Member, Report, ToCoordinator
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ Event = Sealed | Ready | Prepared
 
 
 class Core(Protocol):
-    """What the agent needs of a peer's core. It is called by the agent's thread alone."""
+    """What the courier needs of a peer's core. Whoever drives the courier calls it."""
 
     def address(self) -> str:
         """The address that other peers dial."""
@@ -69,10 +69,24 @@ class Core(Protocol):
 
     def close_group(self, group: int) -> None:
         """Leaves a group, or one that never was installed, and tells its members. The only one
-        that any thread may call."""
+        that any thread may call at any time."""
 
     def next_event(self) -> Event | None:
         """The next event, or None."""
 
     def fd(self) -> int:
         """A descriptor that is readable while there are events."""
+
+
+class Link(Protocol):
+    """What the courier needs of the connection to the coordinator. Nothing in it blocks."""
+
+    def send(self, message: ToCoordinator) -> None:
+        """Sends, or loses it: whatever matters is sent again."""
+
+    @property
+    def is_up(self) -> bool:
+        """Whether what is sent now leaves at once, as far as is known."""
+
+    def why_silent(self, seconds: float) -> str:
+        """Why nobody answered for so long, and what to do."""

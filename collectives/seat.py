@@ -1,7 +1,7 @@
-"""A peer's place in one group, as its agent keeps it: the record installed last, the report that is
-not answered yet, and how it ended.
+"""A peer's place in one group, as its courier keeps it: the record installed last, the report that
+is not answered yet, and how it ended.
 
-The agent's thread changes it; any thread may wait for it.
+The courier changes it; any thread may wait for it.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Seat:
             self._changed.notify_all()
         return True
 
-    # ---- for the agent's thread ------------------------------------------------------------------
+    # ---- for the courier ------------------------------------------------------------------------
 
     def take_record(self, record: Epoch) -> None:
         if self.report is not None and self.report.epoch < record.epoch:

@@ -63,7 +63,7 @@ def who(worker: Worker) -> tuple[str, bytes, bytes]:
     """A call: the address that others dial, the id, the token of the run."""
     comm = worker.comm
     me = next(member for member in comm._current().members if member.id == comm._id)
-    welcome = comm._agent._joiner.welcome
+    welcome = comm._agent._courier.joiner.welcome
     assert welcome is not None
     return me.address, comm._id, welcome.token
 

@@ -49,7 +49,7 @@ class FakeCore:
     def said(self, what: str) -> list[Any]:
         return [value for name, value in self.told if name == what]
 
-    # ---- collectives.agent.Core ----
+    # ---- collectives.events.Core ----
 
     def address(self) -> str:
         return "127.0.0.1:5000"
