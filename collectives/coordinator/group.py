@@ -14,11 +14,12 @@ idempotent, because peers and coordinator repeat whatever was not acknowledged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 from collectives.config import Timeouts
 from collectives.coordinator import decide, records
+from collectives.coordinator.facts import Cleared, Fact, Fixed, Made, Published, Struck
 from collectives.coordinator.lobby import Joiner, Lobby
 from collectives.coordinator.roll import Roll
 from collectives.coordinator.standing import (
@@ -44,32 +45,35 @@ from collectives.messages import (
 
 
 class Group:
-    """See the module. `send` takes a peer's id and a message."""
+    """See the module. `send` takes a peer's id and a message, `note` what is to be written down.
+    Rounds of rehearsals count up from `first_round`."""
 
     def __init__(
         self,
-        name: str,
-        number: int,
-        token: bytes,
+        made: Made,
         timeouts: Timeouts,
         send: Callable[[bytes, ToPeer], None],
-        root: str | None = None,
+        note: Callable[[Fact], None],
+        first_round: int = 0,
     ) -> None:
-        self.name = name
-        self.root = root or name  # the group that a subgroup's members all came from
-        self.is_subgroup = root is not None
-        self._settled_at = all_reported_at if root else partial(settled_at, timeouts=timeouts)
-        self.number = number
-        self.token = token
+        self.made = made
+        self.name = made.name
+        self.root = made.root or made.name  # the group that a subgroup's members all came from
+        self.is_subgroup = made.root is not None
+        by_time = partial(settled_at, timeouts=timeouts)
+        self._settled_at = all_reported_at if self.is_subgroup else by_time
+        self.number = made.group
+        self.token = made.token
         self.timeouts = timeouts
         self.send = send
         self.settings: Join | None = None  # the JOIN that fixed them
-        self.roll = Roll(name, number, send)
+        self.note = note
+        self.roll = Roll(self.name, self.number, send, note)
         self.held = False
         self.strikes: frozenset[decide.Pair] = frozenset()
         self.unreached: set[bytes] = set()  # members that a joiner could not reach
         self.pending = 0
-        self.lobby = Lobby(lambda joiner: self._welcome(joiner.join.id, joiner.serial))
+        self.lobby = Lobby(self._welcome_joiner, first_round)
 
     @property
     def members(self) -> dict[bytes, Standing]:
@@ -101,8 +105,9 @@ class Group:
         elif join.id in self.lobby.joiners:
             self._welcome(join.id, self.lobby.joiners[join.id].serial)
         else:
-            if self.idle:
+            if self.idle and join != self.settings:
                 self.settings = join
+                self.note(Fixed(self.number, join))
             waiting = [joiner.join for joiner in self.lobby.joiners.values()]
             reason = records.objection(self.settings or join, join, waiting, bool(self.members))
             if reason is not None:
@@ -334,6 +339,27 @@ class Group:
         self.lobby.next_round(self.lobby.joiners.values(), anew=True)
         self._form(now)
 
+    # ---- after a restart -------------------------------------------------------------------------
+
+    def replay(self, fact: Fixed | Published | Struck | Cleared) -> None:
+        """Makes a change again that was noted before."""
+        if isinstance(fact, Fixed):
+            self.settings = fact.join
+        else:
+            self.roll.replay(fact)
+
+    def resume(self, first_round: int, now: float) -> None:
+        """The coordinator is back. Who waited has to join again."""
+        self.lobby.round = first_round
+        self.roll.resume(now)
+
+    def snapshot(self) -> Iterator[Fact]:
+        """The facts that make this group."""
+        yield self.made
+        if self.settings is not None:
+            yield Fixed(self.number, self.settings)
+        yield from self.roll.snapshot()
+
     # ---- pieces ----------------------------------------------------------------------------------
 
     def _not_prepared(self, joiner: Joiner, message: Prepared, now: float) -> None:
@@ -364,6 +390,9 @@ class Group:
         """Whether a joiner could not reach the members: if they all are silent here too, the
         group is no more."""
         return bool(self.unreached) and bool(self.lobby.joiners)
+
+    def _welcome_joiner(self, joiner: Joiner) -> None:
+        self._welcome(joiner.join.id, joiner.serial)
 
     def _welcome(self, peer: bytes, serial: int) -> None:
         members = tuple(standing.member for standing in self.present.values())
