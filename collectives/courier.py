@@ -74,6 +74,7 @@ class Courier:
         self._link: Link | None = None
         self._started = self._heard_at = self._next_ping = 0.0
         self._term = 0  # the coordinator's, the greatest heard as a member
+        self._stranger_to = ""  # what a coordinator said that does not know this peer
 
     # ---- for who drives it -----------------------------------------------------------------------
 
@@ -111,10 +112,14 @@ class Courier:
 
     def take(self, message: messages.ToPeer, now: float) -> None:
         """Acts on a message of the coordinator, and on what the core made of it."""
-        if self.root.ended is None and not self._is_stale(message):
-            self._heard_at = now
+        if self.root.ended is not None or self._is_stale(message):
+            return
+        self._heard_at = now
+        if isinstance(message, messages.Unknown):
+            self._take_unknown(message)
+        else:
             self._act(message)
-            self.take_events(now)
+        self.take_events(now)
 
     def take_events(self, now: float) -> None:
         """Takes all events out of the core and acts on them at once."""
@@ -168,7 +173,8 @@ class Courier:
     # ---- time ------------------------------------------------------------------------------------
 
     def _report_again(self, seat: Seat, report: messages.Report, now: float) -> float:
-        lost_at = max(self._heard_at, seat.report_since) + self._timeouts.coordinator_lost
+        heard = 0.0 if seat.is_unknown else self._heard_at
+        lost_at = max(heard, seat.report_since) + self._timeouts.coordinator_lost
         if now >= lost_at:
             self.fail(
                 CoordinatorLost(
@@ -231,6 +237,7 @@ class Courier:
         elif isinstance(message, (messages.Seal, messages.Evicted, messages.Pending)):
             seat = self._seats.get(message.group)
             if seat is not None:
+                seat.is_unknown = False
                 self._take_for(seat, message)
             elif isinstance(message, messages.Seal):
                 self._take_foreign(message.group)
@@ -262,6 +269,7 @@ class Courier:
         if seat is None:
             self._take_foreign(message.group)
             return
+        seat.is_unknown = False
         if seat.current is not None and message.epoch <= seat.current.epoch:
             # The coordinator did not hear that it is installed.
             self._to.send(messages.Installed(message.group, seat.current.epoch, False))
@@ -272,7 +280,7 @@ class Courier:
         except (OSError, ValueError, CollectivesError) as error:
             self._cannot_install(seat, message, error)
             return
-        before = seat.current
+        before, seat.published = seat.current, message
         seat.take_record(record)
         self._to.send(messages.Installed(message.group, message.epoch, False))
         self._tell(seat, logs.epoch_text, record, before, self._join.id)
@@ -299,6 +307,22 @@ class Courier:
         if log.isEnabledFor(logging.INFO):
             name = repr(self._join.group) if seat is self.root else str(seat.group)
             log.info("group %s: %s", name, text(*about))
+
+    def _take_unknown(self, message: messages.Unknown) -> None:
+        """The coordinator does not know this member: it has lost, or never had, what the one had
+        that this peer joined. Until that is repaired nothing can be decided."""
+        seat, welcome = self._seats.get(message.group), self.joiner.welcome
+        if seat is None or seat.current is None or welcome is None:
+            return
+        if message.reason != self._stranger_to:
+            log.warning("the coordinator at %s: %s", self._url, message.reason)
+            self._stranger_to = message.reason
+        seat.is_unknown |= not message.recover
+        for each in self._seats.values() if message.recover else ():  # the first is the root
+            if each.published is not None:
+                is_subgroup = each is not self.root
+                about = self._term, welcome.token, is_subgroup, self._join
+                self._to.send(messages.Claim(*about, each.published))
 
     # ---- subgroups -------------------------------------------------------------------------------
 
