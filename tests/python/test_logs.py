@@ -196,7 +196,7 @@ def test_texts() -> None:
     welcome = m.Welcome(1, 2, b"secret of 16 byt", 0, 7, 3, ())
     assert "secret" not in logs.message_text(welcome)
     assert (
-        logs.message_text(welcome) == "welcome group=1 serial=2 epoch=0 round=7 waiting=3 0 members"
+        logs.message_text(welcome) == "welcome term=0 group=1 serial=2 epoch=0 round=7 waiting=3 0 members"
     )
 
 
