@@ -21,6 +21,7 @@ from collectives.coordinator.group import Group
 from collectives.coordinator.opening import Opening
 from collectives.coordinator.standing import NEVER, Standing
 from collectives.messages import (
+    NO_PEER,
     PROTOCOL_VERSION,
     Bye,
     Claim,
@@ -171,7 +172,7 @@ class Core:
         if isinstance(message, Report):
             if group is None or not group.knows(peer):
                 self._stranger(peer, message.group)
-            elif message.epoch > group.roll.epoch:
+            elif message.epoch > group.roll.epoch and message.of in (NO_PEER, peer):
                 self._stranger(peer, message.group, f"it knows no epoch {message.epoch} of it")
             else:
                 group.report(peer, message, now)

@@ -32,6 +32,7 @@ from collectives.coordinator.standing import (
     settled_at,
 )
 from collectives.messages import (
+    NO_PEER,
     Epoch,
     Evicted,
     Installed,
@@ -120,7 +121,7 @@ class Group:
             if reason is not None:
                 self.send(join.id, Refused(reason))
                 return
-            joiner = self.lobby.joiners[join.id] = Joiner(join, serial(), now)
+            joiner = self.lobby.joiners[join.id] = Joiner(join, serial, now)
             self._form(now)
             if join.id in self.lobby.joiners and join.id not in self.lobby.candidates:
                 self._welcome(join.id, joiner.serial)
@@ -143,11 +144,16 @@ class Group:
         """Whether it is, was or wants to be a member."""
         return peer in self.lobby.joiners or self.roll.knows(peer)
 
-    def report(self, peer: bytes, message: Report, now: float) -> None:
-        """Of a peer that this group `knows`, on no later epoch than `roll.epoch`."""
+    def report(self, sender: bytes, message: Report, now: float) -> None:
+        """A member's report, which it sent itself or another member carried. Carried, what cannot
+        be true is ignored: it is no fault of the one in whose name it came. The group `knows` the
+        sender, whose own report is on no later epoch than `roll.epoch`."""
+        if sender not in self.present:
+            self.roll.tell_former(sender)
+            return
+        peer = sender if message.of == NO_PEER else message.of
         standing = self.present.get(peer)
-        if standing is None:
-            self.roll.tell_former(peer)
+        if standing is None or (peer != sender and message.epoch != self.roll.epoch):
             return
         if message.epoch < self.roll.epoch:
             self.roll.publish_to(standing, now)
@@ -160,9 +166,9 @@ class Group:
             reason = "it reported twice on one epoch, with different watermarks"
         else:
             reason = None
-        if reason is not None:
+        if reason is not None and peer == sender:
             self.roll.evict(standing, reason)
-        else:
+        elif reason is None:
             if standing.report is None:
                 standing.report, standing.reported_at = message, now
             for evidence in message.evidence:
