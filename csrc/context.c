@@ -214,7 +214,7 @@ void cc__context_collect(cc_context *context) {
     for (uint32_t i = 0; i < context->n_groups; i++) {
         const cc__group *group = context->groups[i];
         finished += group->finished + group->pairs.finished;
-        due |= group->report_due || group->ready_due;
+        due |= group->report_due || group->ready_due || group->stragglers_due;
         due |= group->dispatch.told_due || group->dispatch.letters_due;
     }
     if (due) raise_event(context);
@@ -293,6 +293,7 @@ static bool take_event(cc_context *context, cc_event *out) {
             out->kind = CC_EVENT_READY;
             return true;
         }
+        if (cc__stragglers_take(group, out)) return true;
     }
     return false;
 }
