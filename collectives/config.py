@@ -50,7 +50,12 @@ class Timeouts:
     """A joiner that the coordinator has not heard for so long is dropped."""
     suspect: float | None = None
     """Others are asked about a peer that was silent for so long on a link, and the link is led
-    through one of them if that reaches it. None: half of `dead`."""
+    through one of them if that reaches it. None: half of `dead`. When an operation has not moved
+    for so long, its members are asked whether they have called it."""
+
+    stalled: float = 30.0
+    """An operation that does not move for so long is told of in the log, and again each time that
+    this has passed: whom it waits for, and whether these have called it. Nobody is accused."""
 
     def __post_init__(self) -> None:
         for field in fields(self):

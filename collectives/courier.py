@@ -24,7 +24,7 @@ from collectives.errors import (
     Evicted,
     Refused,
 )
-from collectives.events import Core, Link, Ready, Sealed, Told
+from collectives.events import Core, Link, Ready, Sealed, Told, Waits
 from collectives.joiner import Joiner
 from collectives.messages import NO_PEER, Epoch, Join, Member
 from collectives.openings import Openings
@@ -135,6 +135,8 @@ class Courier:
                     self._to.send(messages.Installed(event.group, event.epoch, True))
             elif isinstance(event, Told):
                 self._take_told(event.group)
+            elif isinstance(event, Waits):
+                self._warn(event)
             elif self.root.current is None:
                 self.joiner.take_prepared(self._to, event)
 
@@ -336,8 +338,7 @@ class Courier:
 
     def _tell(self, seat: Seat, text: Callable[..., str], *about: object) -> None:
         if log.isEnabledFor(logging.INFO):
-            name = repr(self._join.group) if seat is self.root else str(seat.group)
-            log.info("group %s: %s", name, text(*about))
+            log.info("%s: %s", self._name(seat), text(*about))
 
     def _take_unknown(self, message: messages.Unknown) -> None:
         """The coordinator does not know this member: it has lost, or never had, what the one had
@@ -354,6 +355,19 @@ class Courier:
                 is_subgroup = each is not self.root
                 about = self._term, welcome.token, is_subgroup, self._join
                 self._to.send(messages.Claim(*about, each.published))
+
+    def _warn(self, event: Waits) -> None:
+        seat = self._seats.get(event.group)
+        if seat is None or seat.current is None:
+            return
+        named = [member for member in seat.current.members if member.rank in event.ranks]
+        text = logs.waits_text(
+            event.call, event.sequence, event.seconds, named, event.count, event.late
+        )
+        log.warning("%s: %s", self._name(seat), text)
+
+    def _name(self, seat: Seat) -> str:
+        return f"group {self._join.group!r}" if seat is self.root else f"group {seat.group}"
 
     # ---- subgroups -------------------------------------------------------------------------------
 

@@ -232,6 +232,20 @@ def test_what_is_carried_is_said_again_until_there_is_a_record() -> None:
     assert len(said) == 4
 
 
+def test_stragglers_are_warned_of_by_name(caplog) -> None:
+    """Of a group that this peer is in; the event may be older than what it is about."""
+    (one, _), _, now = formed(2)
+    waits = events.Waits(1, 0, 3, "barrier()", 30.0, True, (1, 7), 2)
+    one.core.events += [waits, replace(waits, group=9)]
+    one.courier.take_events(now)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and record.name == "collectives.agent"
+    assert record.getMessage() == (
+        "group 'g': operation 3, barrier(), has waited 30 s for rank 1 ('1') and 1 more, which "
+        "have not called it yet"
+    )
+
+
 def test_the_owner_is_told_of_each_epoch_once() -> None:
     """Whether the coordinator or another member told of it first."""
     (one, _), _, now = formed(2)

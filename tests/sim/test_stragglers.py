@@ -55,14 +55,14 @@ def test_who_has_not_called_is_late_to_all_who_have(what: str, n: int) -> None:
             assert all(waits_for(op) == {} for op in ops.values()), "it cannot be known yet"
             calm_ms(world, KNOWN_MS)
             for op in ops.values():
-                assert waits_for(op) == {i: LATE for i in sorted(late)}, f"seed {seed}"
+                assert waits_for(op) == dict.fromkeys(sorted(late), LATE), f"seed {seed}"
             for i in world.random.sample(late, len(late)):
                 ops[i] = post(world.peers[i], SPECS[what], n, i)
                 late.remove(i)
                 world.run_ms(1)
                 for there_i in there:
                     if not ops[there_i].done:
-                        assert waits_for(ops[there_i]) == {j: LATE for j in sorted(late)}
+                        assert waits_for(ops[there_i]) == dict.fromkeys(sorted(late), LATE)
             world.finish(ops.values())
             assert all(waits_for(op) == {} for op in ops.values())
 
@@ -77,7 +77,9 @@ def test_who_comes_late_tells_those_who_asked() -> None:
             calm_ms(world, KNOWN_MS)
             for came in range(1, 5):
                 for op in ops.values():
-                    assert waits_for(op) == {i: LATE for i in sorted(order[came:])}, f"seed {seed}"
+                    assert waits_for(op) == dict.fromkeys(sorted(order[came:]), LATE), (
+                        f"seed {seed}"
+                    )
                 i = order[came]
                 ops[i] = post(world.peers[i], spec, 5, i)
                 world.run_ms(1)
@@ -206,11 +208,11 @@ def test_many_stragglers_are_counted_and_some_of_them_named() -> None:
         told = watch(world)
         calm_ms(world, 2500)
         assert lib.cc_work_stragglers(op.work, ffi.NULL, 0) == 19
-        assert waits_for(op) == {i: LATE for i in range(1, 17)}
+        assert waits_for(op) == dict.fromkeys(range(1, 17), LATE)
         world.settle()
         world.finish([op])
         assert "ranks 1, 2, 3, 4 and 15 more had not called it" in op.message, op.message
-        assert told == [(0, 1, {i: LATE for i in range(1, 17)})]
+        assert told == [(0, 1, dict.fromkeys(range(1, 17), LATE))]
 
 
 def test_in_a_new_epoch_it_is_found_out_anew() -> None:
