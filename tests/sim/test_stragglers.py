@@ -67,6 +67,21 @@ def test_who_has_not_called_is_late_to_all_who_have(what: str, n: int) -> None:
             assert all(waits_for(op) == {} for op in ops.values())
 
 
+def test_who_has_called_meanwhile_says_so_when_asked() -> None:
+    """It came after the other, but before the other's question, and would not ask for a while yet.
+    In the ring they are no neighbours, and nothing moves when it comes."""
+    for seed in range(SEED + 50, SEED + 56):
+        with formed(seed, 6) as world:
+            ops = [post(world.peers[0], SPECS["ring"], 6, 0)]
+            calm_ms(world, SUSPECT_MS * 0.75)
+            ops.append(post(world.peers[3], SPECS["ring"], 6, 3))
+            calm_ms(world, KNOWN_MS - SUSPECT_MS * 0.75)
+            missing = dict.fromkeys((1, 2, 4, 5), LATE)
+            assert [waits_for(op) for op in ops] == [missing, {}], f"seed {seed}"
+            ops += [post(world.peers[i], SPECS["ring"], 6, i) for i in missing]
+            world.finish(ops)
+
+
 def test_who_comes_late_tells_those_who_asked() -> None:
     """Of several late members, those that have come are not named any more, at once."""
     for seed in range(SEED + 100, SEED + 106):
@@ -134,12 +149,13 @@ def test_the_silent_are_not_called_late() -> None:
         world.pause(world.peers[0])
         calm_ms(world, KNOWN_MS)
         assert waits_for(ops[1]) == {2: LATE}
-        ops.append(post(world.peers[2], SPECS["barrier"], 3, 2))
+        told = watch(world)
         calm_ms(world, 60_000)
-        events = watch(world)
+        assert {peer for peer, *_ in told} == {1}
         world.pause(world.peers[0], False)
-        world.finish(ops)
-        assert events == []
+        calm_ms(world, 1_000)  # of the five seconds, this one was awake for less than two
+        assert {peer for peer, *_ in told} == {1} and waits_for(ops[0]) == {2: LATE}
+        world.finish([*ops, post(world.peers[2], SPECS["barrier"], 3, 2)])
 
 
 def watch(world: World) -> list[tuple[int, int, dict[int, int]]]:
