@@ -120,6 +120,7 @@ typedef struct cc_options {
     uint32_t io_max_bytes; /* tests: no read or write moves more than this; 0: no limit */
     int manual;            /* tests: no thread; the caller drives with cc_step */
     void *world;           /* transport "sim": the cc_sim to live in */
+    uint32_t trace_events; /* kept by the flight recorder (collectives_trace.h); 0: none */
 } cc_options;
 
 typedef struct cc_context cc_context;

@@ -123,9 +123,21 @@ static void on_rehearsed(cc_context *context, const cc__link_event *event) {
     await_gauges(context);
 }
 
+static void trace_link(cc_context *context, const cc__link_event *event) {
+    cc_trace_event trace = {.code = (uint8_t)event->status, .value = event->evidence};
+    switch (event->kind) {
+    case CC__LINK_CONNECTED: trace.kind = CC_TRACE_LINK_UP; break;
+    case CC__LINK_LOST: trace.kind = CC_TRACE_LINK_BROKEN; break;
+    case CC__LINK_EVIDENCE: trace.kind = CC_TRACE_EVIDENCE; break;
+    default: return;
+    }
+    cc__links_trace(&context->links, trace, &event->link->id);
+}
+
 static void on_link_event(cc_context *context, const cc__link_event *event) {
     cc__group *group;
     cc__channel *channel = event->channel;
+    trace_link(context, event);
     switch (event->kind) {
     case CC__LINK_CONNECTED:
         for (uint32_t i = 0; i < context->n_groups; i++)
@@ -214,7 +226,7 @@ bool cc__context_step(cc_context *context) {
         cc__links_feed(links, &events[i]);
         drain_links(context);
     }
-    int64_t now = cc__now(&context->clock), next = cc__links_tick(links, now);
+    int64_t now = cc__links_now(links), next = cc__links_tick(links, now);
     context->stepped_ns = now;
     if (now - context->trimmed_ns >= TRIM_NS) {
         context->trimmed_ns = now;
@@ -254,6 +266,7 @@ static bool take_event(cc_context *context, cc_event *out) {
         out->epoch = group->epoch;
         if (group->report_due) {
             group->report_due = false;
+            cc__group_trace(group, CC_TRACE_REPORTED, 0, 0, NULL);
             out->kind = CC_EVENT_SEALED;
             out->report = group->report;
             return true;

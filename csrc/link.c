@@ -205,7 +205,7 @@ void cc__links_feed(cc__links *links, const cc_transport_event *event) {
     case CC_TRANSPORT_RECEIVED:
         channel = cc__links_channel_of(links, event->stream);
         if (channel == NULL) return;
-        cc__watch_heard(&channel->link->watch, &links->detector, cc__now(&links->clock));
+        cc__watch_heard(&channel->link->watch, &links->detector, cc__links_now(links));
         links->current = channel;
         cc__link_event header;
         if (channel->phase == CC__PHASE_PAYLOAD) {
@@ -335,7 +335,7 @@ void cc__links_send(cc__links *links, cc__link *link, const cc__frame *frame, co
     } data = {payload}; /* an iovec has no const */
     struct iovec iov[2] = {{header, sizeof header}, {data.to, frame->length}};
     int count = frame->length ? 2 : 1;
-    link->sent_ns = cc__now(&links->clock);
+    link->sent_ns = cc__links_now(links);
     if (control->sending) {
         if (!enqueue(link, iov, count)) cc__links_break(links, link, CC_EVIDENCE_CLOSED, CC_BUSY);
         return;

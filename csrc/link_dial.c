@@ -69,6 +69,7 @@ static void close_channels(cc__links *links, cc__link *link, bool orderly) {
 
 static void probe(cc__links *links, cc__link *link) {
     if (link->probe != CC_STREAM_NONE || link->address[0] == 0) return;
+    cc__links_trace(links, (cc_trace_event){.kind = CC_TRACE_LINK_PROBED}, &link->id);
     cc_hello hello = {.from = links->self,
                       .to = link->id,
                       .stream = CC_HELLO_PROBE,
@@ -100,6 +101,7 @@ static void dial(cc__links *links, cc__link *link) {
     close_channels(links, link, false);
     link->state = CC__LINK_DIALING;
     link->nonce = next_nonce(links);
+    cc__links_trace(links, (cc_trace_event){.kind = CC_TRACE_LINK_DIALLED}, &link->id);
     for (uint32_t i = 0; i <= links->streams; i++) {
         cc_hello hello = {.from = links->self,
                           .to = link->id,
