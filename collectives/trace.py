@@ -49,7 +49,7 @@ def events(native: Any) -> list[Event]:
 def snapshot(context: Context, seat: Seat, peer: bytes) -> dict[str, Any]:
     """The Chrome trace object of a peer; `seat` is its place in the group that it joined."""
     found = events(context.native)
-    now_ns = time.monotonic_ns()
+    now_ns, wall_ns = time.monotonic_ns(), time.time_ns()
     members: dict[bytes, messages.Member] = {}
     for record in (seat.settled, seat.current):
         members.update({member.id: member for member in record.members} if record else {})
@@ -61,7 +61,7 @@ def snapshot(context: Context, seat: Seat, peer: bytes) -> dict[str, Any]:
         run=context.run,
         process=os.getpid(),
         clock=_clock_name(),
-        wall_ns=time.time_ns() - now_ns,
+        wall_ns=wall_ns - now_ns,
         now_ns=now_ns,
         members={m.id[:8]: (m.rank, m.name) for m in members.values()},
     )

@@ -133,6 +133,7 @@ def _aligned(traces: Iterable[_Trace]) -> list[_Clock]:
         clock = next((c for c in left if _align(c, placed)), left[0])
         if not clock.by:
             clock.by, clock.shift = "time of day", clock.wall - clocks[0].wall
+        clock.shift = round(clock.shift, 3)  # nanoseconds, so that all its times stay whole ones
         left.remove(clock)
         placed.append(clock)
     return clocks
