@@ -8,5 +8,5 @@ void cc_trace_read(const cc_context *context, cc_trace_event *events, uint32_t c
 }
 
 uint32_t cc_trace_capacity(const cc_context *context) {
-    return context->links.trace ? cc__trace_capacity(context->links.trace) : 0;
+    return context->links.trace ? (uint32_t)context->links.trace->capacity : 0;
 }

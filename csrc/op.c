@@ -39,6 +39,7 @@ cc__op *cc__op_new(const cc_request *request, cc__pack *pack, uint32_t group, ui
     op->deadline_ns = CC__NEVER;
     op->references = 2;
     op->element_bytes = (uint32_t)cc_dtype_bytes(request->dtype);
+    op->bytes = cc__request_total(request, false) * op->element_bytes;
     op->info = (cc_info){.status = CC_PENDING, .sequence = sequence, .attempts = 1};
     return op;
 }
@@ -250,19 +251,18 @@ void cc__op_rewind(cc__op *op, cc__links *links) {
 
 /* With little data all happens right behind a time that was read anyway: of a frame, or of the post.
  * With more the clock is read, which costs nothing beside it. */
-static int64_t time_of(cc__links *links, uint64_t bytes) {
-    return bytes <= CC_EAGER_BYTES ? links->now_ns : cc__links_now(links);
+static int64_t time_of(const cc__op *op, cc__links *links) {
+    return op->bytes <= CC_EAGER_BYTES ? links->now_ns : cc__links_now(links);
 }
 
 void cc__op_trace(const cc__op *op, cc__links *links, cc_trace_kind kind, uint32_t code,
                   const cc_peer_id *peer) {
     if (links->trace == NULL) return;
-    uint64_t bytes = cc__request_total(&op->request, false) * op->element_bytes;
     cc_trace_event event = {
-        .time_ns = time_of(links, bytes),
+        .time_ns = time_of(op, links),
         .epoch = op->epoch,
         .sequence = op->sequence,
-        .value = bytes,
+        .value = op->bytes,
         .more = (uint64_t)op->posted_ns,
         .group = op->group,
         .kind = (uint8_t)kind,

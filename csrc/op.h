@@ -41,6 +41,7 @@ struct cc_work {
     /* what was asked for */
     cc_request request;
     uint64_t *counts; /* what the request's counts point to */
+    uint64_t bytes;   /* of all its blocks */
     cc__pack pack;
     cc__signature signature;
     uint32_t group;
