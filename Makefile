@@ -17,6 +17,12 @@ BENCH ?= --docs --json build/bench/results.json
 # How long to soak, and more: make soak SOAK="--seconds 60 --seed 7"
 SOAK ?= --seconds 600
 
+# What else for the chaos test: make chaos CHAOS="--seed 7 --faults 60"
+CHAOS ?=
+
+# How much of the recovery benchmark: make bench-recovery RECOVERY="--kills 5 --silent 2 --down 5"
+RECOVERY ?= --json build/bench/recovery.json --markdown build/bench/recovery.md
+
 VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
@@ -38,7 +44,7 @@ CMAKE = $(BIN)/cmake -S . -G Ninja -DCOLLECTIVES_TESTS=ON --log-level=WARNING
 NINJA = $(BIN)/cmake --build
 CTEST = $(BIN)/ctest --output-on-failure --parallel $(JOBS)
 
-.PHONY: build demo bench test test-c test-python test-torch test-huge soak lint format docs \
+.PHONY: build demo bench bench-recovery test test-c test-python test-torch test-huge soak chaos lint format docs \
 	sanitize asan tsan clean
 .DELETE_ON_ERROR:
 
@@ -50,6 +56,10 @@ demo: $(STAMPS)/build
 bench: $(STAMPS)/build
 	mkdir -p build/bench
 	$(BIN)/python benchmarks/compare.py $(BENCH)
+
+bench-recovery: $(STAMPS)/build
+	mkdir -p build/bench
+	$(BIN)/python benchmarks/recovery.py $(RECOVERY)
 
 test: test-c test-python
 
@@ -72,6 +82,10 @@ test-huge: $(STAMPS)/test
 
 soak: $(STAMPS)/test
 	PYTHONPATH=tests/python $(BIN)/python tests/soak/soak.py $(SOAK)
+
+# As root with blackholes; without it the run says that they are left out.
+chaos: $(STAMPS)/test
+	$(BIN)/python tests/chaos/chaos.py $(CHAOS)
 
 lint: $(STAMPS)/dev
 	$(BIN)/ruff check .

@@ -242,10 +242,12 @@ def _details(event: Event) -> dict[str, Any]:
     args: dict[str, Any] = {}
     if kind in (lib.CC_TRACE_SEALED, lib.CC_TRACE_INSTALLED):
         args["cause"] = CAUSES[code]
-    if kind in (lib.CC_TRACE_SEALED, lib.CC_TRACE_LINK_BROKEN, lib.CC_TRACE_EVIDENCE) and value:
+    if kind in (lib.CC_TRACE_SEALED, lib.CC_TRACE_LINK_LOST, lib.CC_TRACE_EVIDENCE) and value:
         args["evidence"] = EVIDENCE[value]
-    if kind in (lib.CC_TRACE_GROUP_ENDED, lib.CC_TRACE_LINK_BROKEN):
+    if kind in (lib.CC_TRACE_GROUP_ENDED, lib.CC_TRACE_LINK_BROKEN, lib.CC_TRACE_LINK_LOST):
         args["status"] = STATUSES[code]
+    if kind in (lib.CC_TRACE_LINK_DIALLED, lib.CC_TRACE_LINK_PROBED):
+        args["through_another"] = bool(value)
     if kind == lib.CC_TRACE_INSTALLED:
         args["members"] = value
     if kind == lib.CC_TRACE_PENDING:

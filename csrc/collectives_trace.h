@@ -28,10 +28,12 @@ typedef enum cc_trace_kind {
     CC_TRACE_PENDING,     /* joiners wait [value: how many] */
     CC_TRACE_GROUP_ENDED, /* for this peer: it was evicted, or closed it [code: a cc_status] */
     /* Of a link, without group and epoch; peer: to whom. */
-    CC_TRACE_LINK_DIALLED,
-    CC_TRACE_LINK_PROBED, /* it broke: does anyone listen there? */
+    CC_TRACE_LINK_DIALLED, /* [value: 1: through another peer] */
+    CC_TRACE_LINK_PROBED,  /* does anyone listen there? [value: likewise] */
     CC_TRACE_LINK_UP,
-    CC_TRACE_LINK_BROKEN, /* [code: a cc_status; value: the evidence] */
+    CC_TRACE_LINK_BROKEN, /* its connections are gone, and may be made anew [code: a cc_status] */
+    CC_TRACE_LINK_MENDED, /* they were, and nothing was lost */
+    CC_TRACE_LINK_LOST,   /* or it could not be made [code: a cc_status; value: the evidence] */
     CC_TRACE_EVIDENCE,    /* more is known of a lost or silent peer [value: the evidence] */
 } cc_trace_kind;
 

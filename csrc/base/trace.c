@@ -75,6 +75,8 @@ const char *cc_trace_name(cc_trace_kind kind) {
     case CC_TRACE_LINK_PROBED: return "link probed";
     case CC_TRACE_LINK_UP: return "link up";
     case CC_TRACE_LINK_BROKEN: return "link broken";
+    case CC_TRACE_LINK_MENDED: return "link mended";
+    case CC_TRACE_LINK_LOST: return "link lost";
     case CC_TRACE_EVIDENCE: return "evidence";
     }
     return "unknown";

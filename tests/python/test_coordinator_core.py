@@ -210,6 +210,41 @@ def test_silence_that_all_reporters_agree_on_suffices() -> None:
     assert ranks(stage.record("a")) == {"a": 0, "b": 1}
 
 
+def test_who_reported_and_fell_silent_since_is_no_witness() -> None:
+    """d was stopped just after a SEAL or an ABORT made it report: it has nothing against e, which
+    is cut off, and never will have. One whom d hears no more says nothing about d."""
+    stage = Stage(5)
+    stage.form("abcde")
+    stage.report("d", 1, {})
+    stage.report("a", 1, {}, e=SILENT)
+    stage.report("b", 1, {}, e=SILENT)
+    stage.report("c", 1, {}, e=SILENT)
+    assert epochs(stage.tick(2)) == []
+    stage.report("a", 1, {}, e=SILENT, d=SILENT)
+    stage.report("b", 1, {}, e=SILENT, d=SILENT)
+    assert epochs(stage.tick(2)) == []  # c still hears d, which may be about to accuse
+    stage.report("c", 1, {}, e=SILENT, d=SILENT)
+    assert ranks(stage.record("a")) == {"a": 0, "b": 1, "c": 2, "d": 3}
+    # It has not reported on the next epoch, so all who have may accuse it.
+    stage.report("a", 2, {}, d=SILENT)
+    stage.report("b", 2, {}, d=SILENT)
+    stage.report("c", 2, {}, d=SILENT)
+    assert ranks(stage.record("a")) == {"a": 0, "b": 1, "c": 2}
+
+
+def test_one_that_hears_nobody_does_not_make_the_others_witnesses_of_nothing() -> None:
+    """The links of a are cut, not its way to the coordinator: it accuses all, and all accuse it.
+    That is no reason to take its word alone against c, which has not reported."""
+    stage = Stage(4)
+    stage.form("abcd")
+    stage.report("b", 1, {})
+    stage.report("d", 1, {})
+    stage.report("a", 1, {}, b=SILENT, c=SILENT, d=SILENT)
+    stage.report("b", 1, {}, a=SILENT)
+    stage.report("d", 1, {}, a=SILENT)
+    assert epochs(stage.tick(10)) == []
+
+
 def test_who_is_not_accused_by_all_has_fifteen_times_the_dead_time() -> None:
     """b hears c, which merely cannot report: its interpreter sorts, or it lost the coordinator."""
     stage = Stage(3)

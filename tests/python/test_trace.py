@@ -129,7 +129,7 @@ def test_a_death_can_be_seen() -> None:
         assert results(calls) == ["ok"] * 2
         both = [check(found) for found in group.each(trace, peers=group.peers[:2])]
         # Who is told to seal may drop the link before it sees that it broke.
-        broken = [entry for entries in both for entry in named(entries, "link broken")]
+        broken = [entry for entries in both for entry in named(entries, "link lost")]
         assert broken and {entry["args"]["peer"] for entry in broken} == {"rank 2 p"}
         assert {entry["args"]["evidence"] for entry in broken} <= {"closed", "refused"}
         for entries in both:

@@ -39,7 +39,7 @@ def run(seed: int, count: int, **options: int) -> tuple[World, list[bytes]]:
         assert check_outcomes(world, rows) == [OK] * 3
         records = []
         kinds = {event.kind for peer in world.alive for event in events_of(peer)}
-        assert lib.CC_TRACE_LINK_BROKEN in kinds or options
+        assert lib.CC_TRACE_LINK_LOST in kinds or options
         for peer in world.peers:
             found = events_of(peer)
             if peer.alive and found:
@@ -64,7 +64,7 @@ def look_at(world: World, peer: Peer, events: list[Any], options: dict[str, int]
     assert installed == len(world.records)
     # One has seen the link break; the other was told to seal, and may never have come to see it.
     if bytes(events[sealed].peer) == world.peers[2].id[:8]:
-        assert kinds.index(lib.CC_TRACE_LINK_BROKEN) < sealed
+        assert kinds.index(lib.CC_TRACE_LINK_LOST) < sealed
     else:
         assert not any(bytes(events[sealed].peer))
     last = max(i for i, kind in enumerate(kinds) if kind == lib.CC_TRACE_INSTALLED)
@@ -113,3 +113,25 @@ def test_messages_are_recorded() -> None:
             posted = [e.time_ns for e in found if e.kind == lib.CC_TRACE_MESSAGE_POSTED]
             assert [e.more for e in ends] == posted
             assert sum(e.kind == lib.CC_TRACE_MOVED for e in found) == 1
+
+
+def test_a_mended_link_is_recorded() -> None:
+    with formed(SEED, 2) as world:
+        one, two = world.peers
+        world.break_link(one, two)
+
+        def mended(peer: Peer) -> bool:
+            return any(e.kind == lib.CC_TRACE_LINK_MENDED for e in events_of(peer))
+
+        world.run(lambda: mended(one) and mended(two))
+        dialled = 0
+        for peer, other in ((one, two), (two, one)):
+            found = [e for e in events_of(peer) if e.kind >= lib.CC_TRACE_LINK_DIALLED]
+            kinds = [e.kind for e in found]
+            broken = kinds.index(lib.CC_TRACE_LINK_BROKEN)
+            assert kinds.index(lib.CC_TRACE_LINK_UP) < broken
+            assert broken < kinds.index(lib.CC_TRACE_LINK_MENDED)
+            assert lib.CC_TRACE_LINK_LOST not in kinds
+            assert {bytes(e.peer) for e in found} == {other.id[:8]}
+            dialled += kinds[broken:].count(lib.CC_TRACE_LINK_DIALLED)
+        assert dialled == 1
