@@ -1,4 +1,5 @@
-/* collectives: fault-tolerant collective communication. The one public C header.
+/* collectives: fault-tolerant collective communication. The public C header; collectives_trace.h has
+ * the flight recorder besides.
  *
  * A process opens a cc_context: one identity (peer id), one listening transport, links to other
  * peers and the groups it is a member of. Who is a member is decided elsewhere (the coordinator);
