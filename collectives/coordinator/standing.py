@@ -67,7 +67,10 @@ def settled_at(members: Mapping[bytes, Standing], timeouts: Timeouts) -> float:
         for peer, standing in members.items()
         if standing.report is None
     ]
-    return max([_dead_at(kinds, first, timeouts) for kinds in found], default=first)
+    silent = sum(all(EvidenceKind.SILENT in kinds for kinds in each) for each in found)
+    # One whose own links are cut finds all others silent: they get the time to say that they live.
+    at_once = silent <= len(witnesses)
+    return max([_dead_at(each, first, timeouts, at_once) for each in found], default=first)
 
 
 def _witnesses(reporters: list[Standing]) -> list[Standing]:
@@ -94,11 +97,14 @@ def _witnesses(reporters: list[Standing]) -> list[Standing]:
     return left or reporters
 
 
-def _dead_at(found: list[set[EvidenceKind]], first: float, timeouts: Timeouts) -> float:
-    """When a member that does not report is dead. `found`: what each reporter has against it."""
+def _dead_at(
+    found: list[set[EvidenceKind]], first: float, timeouts: Timeouts, at_once: bool
+) -> float:
+    """When a member that does not report is dead. `found`: what each reporter has against it;
+    `at_once`: silence suffices, without waiting for more."""
     if any(not kinds.isdisjoint(FATAL) for kinds in found):
         return first
-    if all(EvidenceKind.SILENT in kinds for kinds in found):
+    if at_once and all(EvidenceKind.SILENT in kinds for kinds in found):
         return first
     if all(found):
         return first + timeouts.settle_time
