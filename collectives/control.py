@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import threading
-import time
 import typing
 from collections.abc import Iterator
 from typing import Any
@@ -78,14 +77,12 @@ class Connection:
 
     Attributes:
         sources: what to poll for reading: when one is ready, call `look` and `receive`.
-        heard_at: when a message of the coordinator came last.
     """
 
     def __init__(self, url: str, peer: bytes) -> None:
         """Starts to connect. Raises OSError if the host has no address."""
         host, port = config.parse_url(url)
         numeric = config.resolve_host(host)
-        self.heard_at = time.monotonic()
         self._url = url
         self._state = "no answer"
         self._socket: zmq.Socket[Any] = _context_of_this_process().socket(zmq.DEALER)
@@ -127,7 +124,6 @@ class Connection:
             except ProtocolError as error:
                 log.warning("dropped a message from the coordinator at %s: %s", self._url, error)
                 continue
-            self.heard_at = time.monotonic()
             _tell("from", message)
             yield typing.cast(ToPeer, message)
 

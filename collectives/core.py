@@ -10,9 +10,9 @@ from typing import Any
 
 from collectives import messages
 from collectives._core import ffi, lib
-from collectives.agent import Prepared, Ready, Sealed
 from collectives.config import Timeouts
 from collectives.errors import from_status
+from collectives.events import Event, Prepared, Ready, Sealed, Told
 
 _MESSAGE = int(lib.CC_MESSAGE_MAX)
 
@@ -38,6 +38,7 @@ class Context:
         native.timeouts.dead_ms = milliseconds(timeouts.dead)
         native.timeouts.connect_ms = milliseconds(timeouts.connect)
         native.timeouts.linger_ms = milliseconds(timeouts.linger)
+        native.timeouts.suspect_ms = milliseconds(timeouts.suspect_time)
         keep = []
         for name, value in options.items():
             if isinstance(value, str):
@@ -53,7 +54,7 @@ class Context:
         self.native = ffi.gc(out[0], lib.cc_context_free)
         self._event = ffi.new("cc_event *")
 
-    # ---- what the agent calls (collectives.agent.Core) --------------------------------------
+    # ---- what the courier calls (collectives.events.Core) ------------------------------------
 
     def address(self) -> str:
         out = ffi.new("char[]", int(lib.CC_ADDRESS_MAX))
@@ -95,6 +96,33 @@ class Context:
         native.lanes, native.n_lanes = lanes, len(record.lanes)
         self._check(lib.cc_install(self.native, native), "installing an epoch")
 
+    def record(self, last: messages.Epoch) -> messages.Epoch | None:
+        room = len(last.members)
+        native, members = ffi.new("cc_epoch *"), ffi.new("cc_member[]", room)
+        lanes = ffi.new("cc_outcome[]", int(lib.CC_REPORT_LANES_MAX))
+        detail = ffi.new("char[]", int(lib.CC_DETAIL_MAX))
+        status = lib.cc_record(self.native, last.group, native, members, room, lanes, detail)
+        if status != lib.CC_OK:
+            return None
+        present = {bytes(member.id.bytes) for member in members[0 : native.n_members]}
+        return messages.Epoch(
+            group=last.group,
+            epoch=native.epoch,
+            cause=messages.Cause(native.cause),
+            world=native.world,
+            min_size=native.min_size,
+            lost=bytes(native.lost.bytes),
+            lost_rank=native.lost_rank,
+            members=tuple(member for member in last.members if member.id in present),
+            lanes=tuple(
+                messages.Outcome(lane.lane, lane.committed, lane.failed, lane.posted)
+                for lane in lanes[0 : native.n_lanes]
+            ),
+            detail=text(detail),
+            latency_ns=native.network.latency_ns,
+            bytes_per_s=native.network.bytes_per_s,
+        )
+
     def prepare(self, serial: int, members: Sequence[messages.Member]) -> None:
         native = self._members(members)
         status = lib.cc_prepare(self.native, serial, native, len(members))
@@ -116,12 +144,14 @@ class Context:
     def fd(self) -> int:
         return int(lib.cc_context_fd(self.native))
 
-    def next_event(self) -> Sealed | Ready | Prepared | None:
+    def next_event(self) -> Event | None:
         event = self._event
         if lib.cc_next_event(self.native, event) != lib.CC_OK:
             return None
         if event.kind == lib.CC_EVENT_READY:
             return Ready(event.group, event.epoch)
+        if event.kind == lib.CC_EVENT_TOLD:
+            return Told(event.group, event.epoch)
         if event.kind == lib.CC_EVENT_PREPARED:
             return Prepared(
                 ok=event.status == lib.CC_OK,
@@ -130,9 +160,9 @@ class Context:
                 latency_ns=event.network.latency_ns,
                 bytes_per_s=event.network.bytes_per_s,
             )
-        return Sealed(self._report(event.report))
+        return Sealed(self._report(event.report, bytes(event.peer.bytes)))
 
-    def _report(self, native: Any) -> messages.Report:
+    def _report(self, native: Any, of: bytes) -> messages.Report:
         return messages.Report(
             group=native.group,
             epoch=native.epoch,
@@ -154,6 +184,7 @@ class Context:
                 for i in range(lane.n_calls)
                 if lane.calls[i]
             ),
+            of=of,
         )
 
     # ---- the end ----------------------------------------------------------------------------

@@ -1,7 +1,7 @@
-"""What passes between a peer's core and its agent: the events of the one, and how the other acts.
+"""What a courier has to do with: a peer's core, its events, the connection to the coordinator.
 
-The agent knows the core by the protocol class here alone. `collectives.core` implements it over the
-C core; tests implement it without one.
+The courier knows them by the protocol classes here alone. `collectives.core` and
+`collectives.control` implement them over the C core and ZeroMQ; tests implement them without.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from collectives.messages import NO_PEER, Epoch, Member, Report
+from collectives.messages import NO_PEER, Epoch, Member, Report, ToCoordinator
 
 
 @dataclass(frozen=True)
 class Sealed:
-    """The core sealed an epoch, or has more evidence on it."""
+    """The core sealed an epoch, or has more evidence on it; or another member's core has, and sent
+    its report along: `report.of` names that one."""
 
     report: Report
 
@@ -40,11 +41,19 @@ class Prepared:
     bytes_per_s: int = 0
 
 
-Event = Sealed | Ready | Prepared
+@dataclass(frozen=True)
+class Told:
+    """Another member told the core of this epoch, and it is installed: `Core.record` has it."""
+
+    group: int
+    epoch: int
+
+
+Event = Sealed | Ready | Prepared | Told
 
 
 class Core(Protocol):
-    """What the agent needs of a peer's core. It is called by the agent's thread alone."""
+    """What the courier needs of a peer's core. Whoever drives the courier calls it."""
 
     def address(self) -> str:
         """The address that other peers dial."""
@@ -54,6 +63,10 @@ class Core(Protocol):
 
     def install(self, epoch: Epoch) -> None:
         """Installs a record; one that is not newer than the installed one is ignored."""
+
+    def record(self, last: Epoch) -> Epoch | None:
+        """The record that is installed in the group of `last`, if it came of that one by failures
+        alone, so that its members are among those; or None."""
 
     def prepare(self, serial: int, members: Sequence[Member]) -> None:
         """Starts the rehearsal of the joiner with this serial; `Prepared` follows."""
@@ -69,10 +82,24 @@ class Core(Protocol):
 
     def close_group(self, group: int) -> None:
         """Leaves a group, or one that never was installed, and tells its members. The only one
-        that any thread may call."""
+        that any thread may call at any time."""
 
     def next_event(self) -> Event | None:
         """The next event, or None."""
 
     def fd(self) -> int:
         """A descriptor that is readable while there are events."""
+
+
+class Link(Protocol):
+    """What the courier needs of the connection to the coordinator. Nothing in it blocks."""
+
+    def send(self, message: ToCoordinator) -> None:
+        """Sends, or loses it: whatever matters is sent again."""
+
+    @property
+    def is_up(self) -> bool:
+        """Whether what is sent now leaves at once, as far as is known."""
+
+    def why_silent(self, seconds: float) -> str:
+        """Why nobody answered for so long, and what to do."""

@@ -1,6 +1,6 @@
-"""How an agent gets into its group: JOIN, again and again, and the rehearsal that WELCOME asks for.
+"""How a peer gets into its group: JOIN, again and again, and the rehearsal that WELCOME asks for.
 
-docs/protocol.md, section 6, has the rules. All of it is for the agent's thread, but `waiting_for`.
+docs/protocol.md, section 6, has the rules. All of it is for the courier, but `waiting_for`.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ import logging
 from collections.abc import Callable, Sequence
 
 from collectives import logs, messages
-from collectives.control import Connection
 from collectives.errors import CollectivesError
-from collectives.events import Core, Prepared
+from collectives.events import Core, Link, Prepared
 from collectives.messages import NO_PEER, Join, Member, Welcome
 
 log = logging.getLogger("collectives.agent")
@@ -41,14 +40,14 @@ class Joiner:
         """The connection is a new one: what was sent may have been lost."""
         self._next_join = 0.0
 
-    def tick(self, link: Connection, now: float) -> float:
+    def tick(self, link: Link, now: float) -> float:
         """Sends the JOIN if it is time to, and returns when it will be again."""
         if now >= self._next_join:
             link.send(self._join)
             self._next_join = now + JOIN_S
         return self._next_join
 
-    def take_welcome(self, link: Connection, message: Welcome) -> None:
+    def take_welcome(self, link: Link, message: Welcome) -> None:
         if self.welcome is None or self.welcome.token != message.token:
             self._core.set_token(message.token)
             self._prepared = None  # another coordinator, which counts its own rounds
@@ -66,7 +65,7 @@ class Joiner:
         except (OSError, ValueError, CollectivesError) as error:
             self.take_prepared(link, Prepared(False, NO_PEER, str(error)))
 
-    def take_prepared(self, link: Connection, event: Prepared) -> None:
+    def take_prepared(self, link: Link, event: Prepared) -> None:
         about, self._preparing = self._preparing, None
         latest = self.welcome
         if about is None or latest is None:

@@ -1,9 +1,9 @@
-"""The subgroups that an agent has asked for and that have not formed yet. For its thread alone."""
+"""The subgroups that a courier has asked for and that have not formed yet. For it alone."""
 
 from __future__ import annotations
 
-from collectives.control import Connection
 from collectives.errors import CollectivesError, Refused
+from collectives.events import Link
 from collectives.messages import Opened, Subgroup
 from collectives.seat import Seat
 
@@ -22,12 +22,12 @@ class Openings:
         """The connection is a new one: what was sent may have been lost."""
         self._next = 0.0
 
-    def ask(self, link: Connection, seat: Seat, request: Subgroup) -> None:
+    def ask(self, link: Link, seat: Seat, request: Subgroup) -> None:
         if seat.ended is None:
             self._asked[request.key] = (seat, request)
             link.send(request)
 
-    def tick(self, link: Connection, now: float) -> float:
+    def tick(self, link: Link, now: float) -> float:
         """Asks again if it is time to, and returns when it will be."""
         if now >= self._next:
             for _, request in self._asked.values():

@@ -32,6 +32,8 @@ static const char *bad_option(const cc_options *options) {
     const cc_timeouts *t = &options->timeouts;
     if (t->beat_ms < 1 || t->dead_ms <= t->beat_ms || t->connect_ms < 1)
         return "timeouts must be positive, and dead longer than beat";
+    if (t->suspect_ms && (t->suspect_ms < t->beat_ms || t->suspect_ms >= t->dead_ms))
+        return "suspect must lie between beat and dead";
     return NULL;
 }
 
@@ -176,6 +178,17 @@ cc_status cc_install(cc_context *context, const cc_epoch *epoch) {
             cc__progress_kick(context);
         }
     }
+    cc__unlock(context);
+    return status;
+}
+
+cc_status cc_record(cc_context *context, uint32_t group_id, cc_epoch *out, cc_member *members,
+                    uint32_t room, cc_outcome *lanes, char *detail) {
+    cc__lock(context);
+    const cc__group *group = cc__context_group(context, group_id, false);
+    cc_status status = CC_INVALID;
+    if (!context->closed && group)
+        status = cc__dispatch_record(group, out, members, room, lanes, detail);
     cc__unlock(context);
     return status;
 }

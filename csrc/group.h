@@ -2,11 +2,12 @@
  *
  * group.c is membership (install, seal, report, what links tell), lane.c the operations (post,
  * votes, commit). All calls are made under the context's lock; nothing blocks, nothing calls up:
- * what the context has to pass on is left in `finished`, `report_due` and `ready_due`. */
+ * what the context has to pass on is left in `finished`, `report_due`, `ready_due` and `dispatch`. */
 #ifndef CC_GROUP_H
 #define CC_GROUP_H
 
 #include "csrc/agree/commit.h"
+#include "csrc/dispatch.h"
 #include "csrc/pair.h"
 
 typedef enum cc__group_state {
@@ -77,6 +78,7 @@ struct cc__group {
     cc__lane *lanes[CC_LANES_MAX];
     cc__op *active; /* started and not yet done */
     cc_report report;
+    cc__dispatch dispatch;
 
     /* for the context */
     bool report_due, ready_due;

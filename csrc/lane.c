@@ -80,6 +80,7 @@ const cc__notice *cc__lane_notice(const cc__lane *lane, uint32_t member, uint64_
 void cc__lane_complete(cc__group *group, cc__lane *lane, cc__op *op, cc_status status,
                        const char *message) {
     cc__op_delist(op);
+    if (op->started && !op->done) cc__links_release(group->links, op); /* what is sent once more */
     lane->ops[op->sequence % CC_INFLIGHT_MAX] = NULL;
     lane->n_open--;
     group->n_open--;
@@ -159,7 +160,7 @@ static void succeed(cc__group *group, cc__lane *lane, cc__op *op) {
 }
 
 static void decide_committed(cc__group *group, cc__lane *lane, cc__op *op) {
-    if (!op->done) { /* no right coordinator says so: this peer never reported it as done */
+    if (op->sequence > lane->done) { /* no right coordinator says so: it was not reported as done */
         cc__op_abandon(op, group->links, true);
         cc__lane_complete(group, lane, op, CC_OUTCOME_UNKNOWN,
                           "the coordinator committed an operation that this peer has not done");

@@ -31,6 +31,11 @@ void cc__group_on_want(cc__group *group, cc__channel *channel) {
         cc__pair_on_want(group, (uint32_t)member, channel);
         return;
     }
+    if (cc__dispatch_is_frame(frame)) {
+        void *scratch = member >= 0 ? channel->scratch : NULL;
+        cc__links_place(group->links, channel, scratch, NULL);
+        return;
+    }
     bool current = group->state == CC__GROUP_ACTIVE && frame->epoch == group->epoch;
     cc__lane *lane =
         member >= 0 && current ? cc__lane_of_frame(group, (uint32_t)member, frame) : NULL;
@@ -79,6 +84,10 @@ void cc__group_on_payload(cc__group *group, cc__channel *channel) {
     int64_t member = cc__group_member(group, channel->link);
     if (member >= 0 && group->state != CC__GROUP_ENDED && cc__pair_is_frame(frame)) {
         cc__pair_on_payload(group, (uint32_t)member, channel);
+        return;
+    }
+    if (member >= 0 && cc__dispatch_is_frame(frame)) {
+        cc__dispatch_on_payload(group, (uint32_t)member, channel);
         return;
     }
     cc__lane *lane = group->lanes[frame->lane];

@@ -81,6 +81,7 @@ static cc_status allocate(cc__op *op, uint32_t size) {
 
 /* Frees what one attempt needs. */
 static void free_parts(cc__op *op) {
+    for (uint32_t i = 0; op->states && i < op->plan.n_moves; i++) free(op->states[i].again);
     cc__plan_free(&op->plan);
     cc__saved_close(&op->saved);
     free(op->states);

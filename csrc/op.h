@@ -28,6 +28,8 @@ typedef struct cc__move_state {
     uint64_t next;     /* sends: the first byte that was not handed to a stream */
     uint8_t *segments; /* receives: cc__segment of each */
     uint64_t n_segments;
+    uint8_t *again; /* sends: nonzero for each segment that is to be sent once more; or NULL */
+    uint64_t n_again, again_at; /* how many, and none before this one */
 } cc__move_state;
 
 #define CC__NO_RANK UINT32_MAX
@@ -78,6 +80,18 @@ struct cc_work {
     cc__op *next_active, **active_link; /* the list that it is in, if any */
 };
 
+/* A byte of one of the operation's areas. */
+static inline uint8_t *cc__op_at(const cc__op *op, cc__place place, uint64_t offset) {
+    union {
+        const void *from;
+        uint8_t *to;
+    } in = {op->request.in}; /* only ever read through */
+    uint8_t *base = place.area == CC__IN    ? in.to
+                    : place.area == CC__OUT ? (uint8_t *)op->request.out
+                                            : op->stage;
+    return base + place.offset + offset;
+}
+
 static inline bool cc__is_receive(const cc__move *move) {
     return move->kind == CC__PLACE || move->kind == CC__REDUCE;
 }
@@ -124,6 +138,23 @@ cc_status cc__op_expect(cc__op *op, const cc__frame *frame, uint32_t from, void 
 void cc__op_take(cc__op *op, const cc__frame *frame, uint32_t from, const void *data);
 /* Bytes of a send are sent. */
 void cc__op_sent(cc__op *op, uint32_t move, uint32_t bytes);
+
+/* ---- after a link was mended (op_resume.c) ------------------------------------------------- */
+
+/* What was under way from or to the member when the link broke counts for nothing. */
+void cc__op_mended(cc__op *op, uint32_t member);
+/* The first receive from a member, at or after `move`, that is not complete; n_moves: none. */
+uint32_t cc__op_next_incomplete(const cc__op *op, uint32_t from, uint32_t move);
+/* Bytes of the bitmap of a receive's segments, and the bitmap: 1 for those that are here. */
+uint64_t cc__op_bitmap_bytes(const cc__op *op, uint32_t move);
+void cc__op_bitmap(const cc__op *op, uint32_t move, uint8_t *out);
+/* A member says what it has of what it is sent in `slot`. CC_PROTOCOL: that cannot be.
+ * CC_UNSUPPORTED: what it is missing is not here any more. */
+cc_status cc__op_resume(cc__op *op, uint32_t to, uint32_t slot, const uint8_t *bitmap,
+                        uint64_t bytes);
+/* It has said all; what it did not speak of it has. Returns whether anything is to be sent again:
+ * then the operation is not done, and must be pumped. */
+bool cc__op_resumed(cc__op *op, uint32_t to);
 
 /* Does what can be done now: sends to members that are clear, uses what was held, local moves. Sets
  * `done` once nothing is left and no stream holds any of the operation's memory. */

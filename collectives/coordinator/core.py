@@ -233,9 +233,9 @@ class Core:
 
     def _spread_losses(self, now: float) -> None:
         """Who is evicted from one group is a member of none."""
-        losses = [loss for group in self._groups.values() for loss in group.take_losses()]
+        losses = [loss for group in self._groups.values() for loss in group.roll.take_losses()]
         while losses:
             for peer, reason in losses:
                 for group in self._groups.values():
                     group.lose(peer, reason, now)
-            losses = [loss for group in self._groups.values() for loss in group.take_losses()]
+            losses = [loss for group in self._groups.values() for loss in group.roll.take_losses()]

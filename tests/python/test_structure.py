@@ -36,7 +36,7 @@ C_ROOMS: dict[str, tuple[str, ...]] = {
     "op": ("csrc/op.*", "csrc/op_*"),
     "group": tuple(
         f"csrc/{noun}{rest}"
-        for noun in ("context", "group", "lane", "pair", "progress")
+        for noun in ("context", "dispatch", "group", "lane", "mend", "pair", "progress")
         for rest in (".*", "_*")
     ),
     "api": ("csrc/api.*", "csrc/api_*"),
