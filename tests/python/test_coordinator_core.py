@@ -244,6 +244,7 @@ def test_one_that_hears_nobody_takes_nobody_with_it() -> None:
     stage.report("a", 2, {}, b=SILENT, c=SILENT, d=SILENT)
     for who in "bcd":
         stage.report(who, 2, {}, a=SILENT)
+    stage.tick(TIMEOUTS.beat)
     assert ranks(stage.record("b")) == {"b": 1, "c": 2, "d": 3}
 
 
