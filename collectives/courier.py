@@ -74,6 +74,8 @@ class Courier:
         self._openings = Openings()
         self._link: Link | None = None
         self._started = self._heard_at = self._next_ping = 0.0
+        self._term = 0  # the coordinator's, the greatest heard as a member
+        self._stranger_to = ""  # what a coordinator said that does not know this peer
 
     # ---- for who drives it -----------------------------------------------------------------------
 
@@ -89,7 +91,8 @@ class Courier:
             times.append(self.joiner.tick(link, now))
         if now >= self._next_ping:
             if link.is_up:  # or they would only queue up
-                link.send(messages.Ping())
+                member_of = self.root.group if self.root.current else 0
+                link.send(messages.Ping(member_of, self._term))
             self._next_ping = now + PING_S
         times.append(self._next_ping)
         if self._openings:
@@ -112,10 +115,14 @@ class Courier:
 
     def take(self, message: messages.ToPeer, now: float) -> None:
         """Acts on a message of the coordinator, and on what the core made of it."""
+        if self.root.ended is not None or self._is_stale(message):
+            return
         self._heard_at = now
-        if self.root.ended is None:
+        if isinstance(message, messages.Unknown):
+            self._take_unknown(message)
+        else:
             self._act(message)
-            self.take_events(now)
+        self.take_events(now)
 
     def take_events(self, now: float) -> None:
         """Takes all events out of the core and acts on them at once."""
@@ -171,7 +178,8 @@ class Courier:
     # ---- time ------------------------------------------------------------------------------------
 
     def _report_again(self, seat: Seat, report: messages.Report, now: float) -> float:
-        lost_at = max(self._heard_at, seat.report_since) + self._timeouts.coordinator_lost
+        heard = 0.0 if seat.is_unknown else self._heard_at
+        lost_at = max(heard, seat.report_since) + self._timeouts.coordinator_lost
         if now >= lost_at:
             self.fail(
                 CoordinatorLost(
@@ -222,9 +230,23 @@ class Courier:
             return
         record = self._core.record(seat.current)
         if record is not None and record.epoch > seat.current.epoch:
-            self._take_installed(seat, record)
+            assert seat.published is not None
+            staying = {member.id for member in record.members}
+            named = tuple(m for m in seat.published.members if m.id in staying)
+            self._take_installed(seat, record, replace(record, members=named))
 
     # ---- from the coordinator --------------------------------------------------------------------
+
+    def _is_stale(self, message: messages.ToPeer) -> bool:
+        """Whether this is of a coordinator that another one has followed: it may not know what
+        that one decided. Who is no member yet has no decision to lose, and takes what there is."""
+        if not isinstance(message, messages.Word):
+            return False
+        if self.root.current is not None and message.term < self._term:
+            log.debug("ignored %s of term %d", message.TYPE, message.term)
+            return True
+        self._term = message.term
+        return False
 
     def _act(self, message: messages.ToPeer) -> None:
         if isinstance(message, messages.Welcome):
@@ -243,6 +265,7 @@ class Courier:
         elif isinstance(message, (messages.Seal, messages.Evicted, messages.Pending)):
             seat = self._seats.get(message.group)
             if seat is not None:
+                seat.is_unknown = False
                 self._take_for(seat, message)
             elif isinstance(message, messages.Seal):
                 self._take_foreign(message.group)
@@ -274,6 +297,7 @@ class Courier:
         if seat is None:
             self._take_foreign(message.group)
             return
+        seat.is_unknown = False
         if seat.current is not None and message.epoch <= seat.current.epoch:
             # The coordinator did not hear that it is installed.
             self._to.send(messages.Installed(message.group, seat.current.epoch, False))
@@ -284,10 +308,10 @@ class Courier:
         except (OSError, ValueError, CollectivesError) as error:
             self._cannot_install(seat, message, error)
             return
-        self._take_installed(seat, record)
+        self._take_installed(seat, record, message)
 
-    def _take_installed(self, seat: Seat, record: Epoch) -> None:
-        before = seat.current
+    def _take_installed(self, seat: Seat, record: Epoch, published: Epoch) -> None:
+        before, seat.published = seat.current, published
         seat.take_record(record)
         self._to.send(messages.Installed(record.group, record.epoch, False))
         self._tell(seat, logs.epoch_text, record, before, self._join.id)
@@ -314,6 +338,22 @@ class Courier:
         if log.isEnabledFor(logging.INFO):
             name = repr(self._join.group) if seat is self.root else str(seat.group)
             log.info("group %s: %s", name, text(*about))
+
+    def _take_unknown(self, message: messages.Unknown) -> None:
+        """The coordinator does not know this member: it has lost, or never had, what the one had
+        that this peer joined. Until that is repaired nothing can be decided."""
+        seat, welcome = self._seats.get(message.group), self.joiner.welcome
+        if seat is None or seat.current is None or welcome is None:
+            return
+        if message.reason != self._stranger_to:
+            log.warning("the coordinator at %s: %s", self._url, message.reason)
+            self._stranger_to = message.reason
+        seat.is_unknown |= not message.recover
+        for each in self._seats.values() if message.recover else ():  # the first is the root
+            if each.published is not None:
+                is_subgroup = each is not self.root
+                about = self._term, welcome.token, is_subgroup, self._join
+                self._to.send(messages.Claim(*about, each.published))
 
     # ---- subgroups -------------------------------------------------------------------------------
 
