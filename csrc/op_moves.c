@@ -171,6 +171,7 @@ static void pump_send(cc__op *op, uint32_t index, cc__links *links, cc__link *co
         else
             status = cc__links_send_segment(links, link, &frame, payload, op, index);
         if (status == CC_BUSY) return;
+        cc__op_moved(op, links, link);
         *budget -= length;
         handed_out(state, length);
         if (status == CC_OK) cc__op_sent(op, index, (uint32_t)length);
