@@ -5,7 +5,8 @@ Nothing is decided here. Every method may be called from any thread.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from collectives import messages
@@ -28,7 +29,13 @@ def milliseconds(seconds: float) -> int:
 
 
 class Context:
-    """A cc_context. `options` are fields of cc_options by name."""
+    """A cc_context. `options` are fields of cc_options by name.
+
+    Attributes:
+        run: names the run: a hash of its token, which is secret; "" before that is known.
+        on_failure: called with a status and an epoch when an operation has failed, by who waits for
+            it, and when this peer has been expelled, by who did it.
+    """
 
     def __init__(self, peer_id: bytes, timeouts: Timeouts, **options: Any) -> None:
         native = ffi.new("cc_options *")
@@ -54,6 +61,8 @@ class Context:
             raise from_status(status, text(message))
         self.native = ffi.gc(out[0], lib.cc_context_free)
         self._event = ffi.new("cc_event *")
+        self.run = ""
+        self.on_failure: Callable[[int, int], None] = lambda status, epoch: None
 
     # ---- what the courier calls (collectives.events.Core) ------------------------------------
 
@@ -63,6 +72,7 @@ class Context:
         return text(out)
 
     def set_token(self, token: bytes) -> None:
+        self.run = hashlib.blake2b(token, digest_size=8, person=b"cc trace").hexdigest()
         lib.cc_context_set_token(self.native, token)
 
     def _members(self, members: Sequence[messages.Member]) -> Any:
@@ -138,6 +148,7 @@ class Context:
     def expel(self, group: int, status_name: str, reason: str) -> None:
         status = getattr(lib, f"CC_{status_name}")
         lib.cc_expel(self.native, group, status, reason.encode()[: _MESSAGE - 1])
+        self.on_failure(status, 0)
 
     def close_group(self, group: int) -> None:
         lib.cc_group_close(self.native, group)

@@ -1,4 +1,5 @@
-/* collectives: fault-tolerant collective communication. The one public C header.
+/* collectives: fault-tolerant collective communication. The public C header; collectives_trace.h has
+ * the flight recorder besides.
  *
  * A process opens a cc_context: one identity (peer id), one listening transport, links to other
  * peers and the groups it is a member of. Who is a member is decided elsewhere (the coordinator);
@@ -124,6 +125,7 @@ typedef struct cc_options {
     uint32_t io_max_bytes; /* tests: no read or write moves more than this; 0: no limit */
     int manual;            /* tests: no thread; the caller drives with cc_step */
     void *world;           /* transport "sim": the cc_sim to live in */
+    uint32_t trace_events; /* kept by the flight recorder (collectives_trace.h); 0: none */
 } cc_options;
 
 typedef struct cc_context cc_context;

@@ -124,9 +124,22 @@ static void on_rehearsed(cc_context *context, const cc__link_event *event) {
     await_gauges(context);
 }
 
+static void trace_link(cc_context *context, const cc__link_event *event) {
+    cc_trace_kind kind;
+    switch (event->kind) {
+    case CC__LINK_CONNECTED: kind = CC_TRACE_LINK_UP; break;
+    case CC__LINK_MENDED: kind = CC_TRACE_LINK_MENDED; break;
+    case CC__LINK_LOST: kind = CC_TRACE_LINK_LOST; break;
+    case CC__LINK_EVIDENCE: kind = CC_TRACE_EVIDENCE; break;
+    default: return;
+    }
+    cc__link_trace(&context->links, event->link, kind, event->status, event->evidence);
+}
+
 static void on_link_event(cc_context *context, const cc__link_event *event) {
     cc__group *group;
     cc__channel *channel = event->channel;
+    trace_link(context, event);
     switch (event->kind) {
     case CC__LINK_CONNECTED:
         for (uint32_t i = 0; i < context->n_groups; i++)
@@ -237,7 +250,7 @@ bool cc__context_step(cc_context *context) {
         cc__links_feed(links, &events[i]);
         drain_links(context);
     }
-    int64_t now = cc__now(&context->clock), next = cc__links_tick(links, now);
+    int64_t now = cc__links_now(links), next = cc__links_tick(links, now);
     context->stepped_ns = now;
     if (now - context->trimmed_ns >= TRIM_NS) {
         context->trimmed_ns = now;
@@ -283,6 +296,7 @@ static bool take_event(cc_context *context, cc_event *out) {
         }
         if (group->report_due) {
             group->report_due = false;
+            cc__group_trace(group, CC_TRACE_REPORTED, 0, 0, NULL);
             out->kind = CC_EVENT_SEALED;
             out->report = group->report;
             return true;

@@ -133,6 +133,7 @@ void cc__group_seal(cc__group *group, cc_cause cause, const cc_peer_id *suspect,
     group->state = CC__GROUP_SEALED;
     group->report = (cc_report){.group = group->id, .epoch = group->epoch, .cause = cause};
     snprintf(group->report.detail, sizeof group->report.detail, "%s", detail);
+    cc__group_trace(group, CC_TRACE_SEALED, cause, evidence, suspect);
     freeze(group);
     if (suspect) add_evidence(group, suspect, evidence);
     for (uint32_t i = 0; i < group->size; i++)
@@ -235,6 +236,7 @@ static void hear_news(cc__group *group, uint32_t member) {
     if (up && news->installed == group->epoch) cc__pair_greet(group, member);
     if (up && news->installed == group->epoch && !group->installed[member]) {
         group->installed[member] = true;
+        cc__group_trace(group, CC_TRACE_PEER_READY, 0, 0, &link->id);
         if (++group->n_installed == group->size) group->ready_due = true;
         if (group->state == CC__GROUP_SEALED) send_abort(group, member);
         for (uint32_t i = 0; i < CC_LANES_MAX && group->state == CC__GROUP_ACTIVE; i++)
@@ -276,6 +278,7 @@ cc_status cc__group_install(cc__group *group, const cc_epoch *record) {
     group->min_size = record->min_size;
     if (record->cause == CC_CAUSE_BOUNDARY) group->joiners = 0;
     group->report_due = group->ready_due = group->stragglers_due = false;
+    cc__group_trace(group, CC_TRACE_INSTALLED, record->cause, record->n_members, NULL);
     cc_status status = set_members(group, record);
     if (status == CC_OK) status = set_lanes(group, record, joiner);
     if (status == CC_OK) status = connect_members(group);
@@ -300,6 +303,7 @@ cc_status cc__group_install(cc__group *group, const cc_epoch *record) {
 
 void cc__group_end(cc__group *group, cc_status why, const char *message) {
     if (group->state == CC__GROUP_ENDED) return;
+    cc__group_trace(group, CC_TRACE_GROUP_ENDED, why, 0, NULL);
     release_buffers(group);
     group->state = CC__GROUP_ENDED;
     group->end = why;

@@ -93,6 +93,15 @@ struct cc__group {
     cc__pairs pairs;
 };
 
+/* Records an event of the group that happens now. `peer` may be NULL. */
+static inline void cc__group_trace(const cc__group *group, cc_trace_kind kind, uint32_t code,
+                                   uint64_t value, const cc_peer_id *peer) {
+    cc_trace_event event = {.kind = (uint8_t)kind, .code = (uint8_t)code, .value = value};
+    event.group = group->id;
+    event.epoch = group->epoch;
+    cc__links_trace(group->links, event, peer);
+}
+
 cc__group *cc__group_new(uint32_t id, cc__links *links);
 void cc__group_free(cc__group *group);
 

@@ -86,6 +86,7 @@ void cc__lane_complete(cc__group *group, cc__lane *lane, cc__op *op, cc_status s
     lane->n_open--;
     group->n_open--;
     group->finished++;
+    cc__op_trace(op, group->links, CC_TRACE_ENDED, status, NULL);
     cc__op_finish(op, status, message);
 }
 
@@ -223,7 +224,10 @@ static void commit(cc__group *group, cc__lane *lane, uint64_t from) {
     for (uint64_t sequence = from + 1; sequence <= lane->tally.committed; sequence++) {
         cc__op *op = cc__lane_op(lane, sequence);
         if (op == NULL) continue;
-        if (op->request.kind == CC_BOUNDARY && all_wishes(group, lane, op)) {
+        bool is_boundary = op->request.kind == CC_BOUNDARY;
+        uint32_t wishes = is_boundary ? all_wishes(group, lane, op) : 0;
+        if (is_boundary) cc__group_trace(group, CC_TRACE_BOUNDARY, 0, wishes, NULL);
+        if (wishes) {
             cc__group_seal(group, CC_CAUSE_BOUNDARY, NULL, 0, "");
             return; /* it completes with the record; nothing comes after it */
         }
@@ -244,6 +248,7 @@ void cc__lane_advance(cc__group *group, cc__lane *lane) {
         lane->done++;
         for (uint32_t i = 0; i < group->size; i++)
             if (i != group->me && group->installed[i]) send_vote(group, op, i);
+        cc__op_trace(op, group->links, CC_TRACE_DONE, op->signature.algorithm, NULL);
     }
     if (lane->done > before) tally(group, lane, group->me, lane->done);
 }

@@ -231,7 +231,7 @@ void cc__links_feed(cc__links *links, const cc_transport_event *event) {
     case CC_TRANSPORT_RECEIVED:
         channel = cc__links_channel_of(links, event->stream);
         if (channel == NULL) return;
-        cc__watch_heard(&channel->link->watch, &links->detector, cc__now(&links->clock));
+        cc__watch_heard(&channel->link->watch, &links->detector, cc__links_now(links));
         links->current = channel;
         cc__link_event header;
         if (channel->phase == CC__PHASE_PAYLOAD) {

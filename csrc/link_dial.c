@@ -115,6 +115,7 @@ void cc__links_break(cc__links *links, cc__link *link, cc_evidence_kind evidence
     close_channels(links, link, false);
     if (may_mend(link, evidence, status)) {
         link->state = CC__LINK_IDLE;
+        if (!was_broken) cc__link_trace(links, link, CC_TRACE_LINK_BROKEN, status, evidence);
         if (was_broken)
             cc__links_look_later(links, link);
         else
@@ -139,6 +140,7 @@ void cc__links_dial(cc__links *links, cc__link *link, const cc__link *relay) {
     link->state = CC__LINK_DIALING;
     link->relayed = relay != NULL;
     link->nonce = cc__links_nonce(links);
+    cc__link_trace(links, link, CC_TRACE_LINK_DIALLED, 0, relay != NULL);
     for (uint32_t i = 0; i <= links->streams; i++) {
         cc_hello hello = cc__links_hello(links, link, i, link->nonce);
         cc_stream stream = CC_STREAM_NONE;

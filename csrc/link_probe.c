@@ -39,6 +39,7 @@ static bool is_indirect(const cc__link *link) {
 /* `relay`: NULL, or whom to ask through. */
 static void probe(cc__links *links, cc__link *link, const cc__link *relay) {
     if (link->probe != CC_STREAM_NONE || link->address[0] == 0) return;
+    cc__link_trace(links, link, CC_TRACE_LINK_PROBED, 0, relay != NULL);
     cc_hello hello = cc__links_hello(links, link, CC_HELLO_PROBE, cc__links_nonce(links));
     cc_status status;
     if (relay)

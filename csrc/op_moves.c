@@ -123,7 +123,7 @@ void cc__op_sent(cc__op *op, uint32_t move, uint32_t bytes) {
 
 /* ---- what it waits for -------------------------------------------------------------------- */
 
-uint64_t cc__op_moved(const cc__op *op) {
+uint64_t cc__op_progress(const cc__op *op) {
     uint64_t moved = op->done;
     for (uint32_t i = 0; op->states && i < op->plan.n_moves; i++) moved += op->states[i].done;
     return moved;
@@ -190,6 +190,7 @@ static void pump_send(cc__op *op, uint32_t index, cc__links *links, cc__link *co
         else
             status = cc__links_send_segment(links, link, &frame, payload, op, index);
         if (status == CC_BUSY) return;
+        cc__op_moved(op, links, link);
         *budget -= length;
         handed_out(state, length);
         if (status == CC_OK) cc__op_sent(op, index, (uint32_t)length);

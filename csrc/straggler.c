@@ -32,7 +32,7 @@ static const cc__op *first_open(const cc__group *group, const cc__lane *lane) {
 /* ---- looking and asking ------------------------------------------------------------------- */
 
 static uint64_t all_moved(const cc__group *group, const cc__lane *lane, const cc__op *op) {
-    uint64_t moved = cc__op_moved(op);
+    uint64_t moved = cc__op_progress(op);
     for (uint32_t i = 0; i < group->size; i++) moved += lane->tally.voted[i];
     return moved;
 }

@@ -25,5 +25,6 @@
 #define CC_MESSAGES_MAX 1024u             /* sends and receives open at once in one group */
 #define CC_NOTICES_MAX 128u /* operations of one lane that a peer can be told of in advance */
 #define CC_LINKS_MAX 2048u  /* of one context */
+#define CC_TRACE_EVENTS_MAX (1u << 20) /* that the flight recorder keeps; 64 bytes each */
 
 #endif
