@@ -11,7 +11,7 @@ from typing import Any
 
 from collectives import messages
 from collectives._core import ffi, lib
-from collectives.config import Timeouts
+from collectives.config import Timeouts, milliseconds
 from collectives.errors import from_status
 from collectives.events import Event, Prepared, Ready, Sealed, Told, Waits
 
@@ -22,10 +22,6 @@ def text(message: Any) -> str:
     """A NUL-terminated C string."""
     found: bytes = ffi.string(message)
     return found.decode("utf-8", "replace")
-
-
-def milliseconds(seconds: float) -> int:
-    return max(1, round(seconds * 1000))
 
 
 class Context:

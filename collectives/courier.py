@@ -32,10 +32,6 @@ from collectives.seat import Seat
 
 log = logging.getLogger("collectives.agent")
 
-REPORT_S = 0.5
-CARRY_S = 2.0  # reports of others: their agents most likely say the same, more often
-PING_S = 1.0
-
 
 class Courier:
     """Takes a peer into a group and keeps it in there. One thread at a time calls it; `now` is in
@@ -45,7 +41,7 @@ class Courier:
         core: see `Core`. It must outlive the courier.
         url: of the coordinator, for messages.
         join: the JOIN to send; its address is what other peers dial.
-        timeouts: `connect` and `coordinator_lost` are used.
+        timeouts: those between peer and coordinator are used.
         resolve: makes the addresses of members numeric, or raises OSError.
         on_epoch: called after each installed record of the joined group.
 
@@ -63,7 +59,7 @@ class Courier:
         on_epoch: Callable[[Epoch], None] | None = None,
     ) -> None:
         self.root = Seat()
-        self.joiner = Joiner(core, join, resolve)
+        self.joiner = Joiner(core, join, resolve, timeouts.ping)
         self._core = core
         self._url = url
         self._join = join
@@ -71,7 +67,7 @@ class Courier:
         self._resolve = resolve
         self._on_epoch = on_epoch
         self._seats: dict[int, Seat] = {}
-        self._openings = Openings()
+        self._openings = Openings(timeouts.ping)
         self._link: Link | None = None
         self._started = self._heard_at = self._next_ping = 0.0
         self._term = 0  # the coordinator's, the greatest heard as a member
@@ -93,7 +89,7 @@ class Courier:
             if link.is_up:  # or they would only queue up
                 member_of = self.root.group if self.root.current else 0
                 link.send(messages.Ping(member_of, self._term))
-            self._next_ping = now + PING_S
+            self._next_ping = now + self._timeouts.ping
         times.append(self._next_ping)
         if self._openings:
             times.append(self._openings.tick(link, now))
@@ -193,14 +189,14 @@ class Courier:
             )
         elif now >= seat.next_report:
             self._to.send(report)
-            seat.next_report = now + REPORT_S
+            seat.next_report = now + self._timeouts.repeat
         return min(seat.next_report, lost_at)
 
     def _carry_again(self, seat: Seat, now: float) -> float:
         if now >= seat.next_carried:
             for report in seat.carried.values():
                 self._to.send(report)
-            seat.next_carried = now + CARRY_S
+            seat.next_carried = now + self._timeouts.carry_time
         return seat.next_carried
 
     def _look_for_coordinator(self, now: float) -> float:
@@ -217,11 +213,11 @@ class Courier:
     def _take_report(self, report: messages.Report, now: float) -> None:
         seat = self._seats.get(report.group)
         if report.of != NO_PEER:
-            if seat and seat.carry(report, now, CARRY_S):
+            if seat and seat.carry(report, now, self._timeouts.carry_time):
                 self._to.send(report)
             return
         known = seat.report if seat else None
-        if seat and seat.take_report(report, now, REPORT_S):
+        if seat and seat.take_report(report, now, self._timeouts.repeat):
             self._to.send(report)
             if report != known:
                 self._tell(seat, logs.report_text, report, seat.current)

@@ -17,7 +17,7 @@ from collectives.core import text
 from collectives.errors import TimedOut, from_status
 from collectives.messages import MEMBERS_MAX
 
-SLICE_MS = 50  # of waiting in C, so that Ctrl-C is noticed
+SLICE_MS = 50  # of waiting in C, so that Ctrl-C is noticed: not of the protocol
 
 
 @dataclass(frozen=True)

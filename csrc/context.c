@@ -9,10 +9,11 @@
 #include <string.h>
 #include <unistd.h>
 
-#define GAUGE_TURNS 12 /* latencies until a new link has found its speed: a few turns */
-#define GAUGE_MIN_NS (2 * CC__MS)
+#define GAUGE_TURNS 12            /* latencies until a new link has found its speed: a few turns */
+#define GAUGE_MIN_NS (2 * CC__MS) /* and for the software on both ends */
 #define EVENTS_PER_STEP 64
-#define TRIM_NS (1000 * CC__MS)  /* between looks at the pool of memory */
+/* Of this machine's memory, not of the protocol. */
+#define TRIM_NS (1000 * CC__MS)  /* between looks at the pool */
 #define KEEP_NS (30000 * CC__MS) /* what nobody wants for so long goes back to the system */
 
 cc__group *cc__context_group(cc_context *context, uint32_t id, bool create) {
