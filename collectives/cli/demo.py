@@ -271,7 +271,8 @@ class Demo:
         )
 
     def _check_victim(self) -> list[tuple[bool, str]]:
-        """That all steps from its death to the next boundary had one hole, and later ones none."""
+        """That its rank was a hole from its death to the next boundary, and there was no other. If
+        its part still counts, a boundary may come and go before anybody misses it."""
         victim = self.victim
         if victim is None:
             return []
@@ -280,11 +281,12 @@ class Demo:
         step = victim.killed
         ranks = self.contributors[step][1]
         counts = "with" if victim.places[-1].rank in ranks else "without"
-        closed = next(s for s in range(step + 1, self.args.steps) if self.schedule.is_boundary(s))
-        holes = [size - len(ranks) for size, ranks in self.contributors[step + 1 :]]
+        holes = [s for s, (size, ranks) in enumerate(self.contributors) if len(ranks) < size]
+        first = min(holes, default=step)
+        closed = next(s for s in range(first + 1, self.args.steps) if self.schedule.is_boundary(s))
         return [
             (
-                holes == [int(s < closed) for s in range(step + 1, self.args.steps)],
+                first in (step, step + 1) and holes in ([], list(range(first, closed))),
                 f"{victim.name} was killed in the middle of step {step + 1}: its survivors "
                 f"finished that step among {len(ranks)}, {counts} its part, and closed the hole "
                 f"before step {closed + 1}",
