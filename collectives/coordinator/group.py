@@ -222,7 +222,7 @@ class Group:
         if self._doubted() and present:
             times.append(max(s.heard for s in present) + self.timeouts.joiner_lost)
         if not self.held:
-            times.append(self._settled_at(self.present))
+            times.append(self._settled_at(self.present, self.strikes))
         else:
             doubted = self.unreached | accused(self.present)
             times += [s.heard + self.timeouts.dead for s in present if s.member.id in doubted]
@@ -241,7 +241,7 @@ class Group:
         if not present or (silent and self._doubted()):
             self._dissolve("no member of the group could be reached any more", now)
             return
-        if now >= self._settled_at(present):
+        if now >= self._settled_at(present, self.strikes):
             self._decide(present, now)
 
     def _decide(self, present: dict[bytes, Standing], now: float) -> None:

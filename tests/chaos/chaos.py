@@ -102,7 +102,7 @@ class Run:
         done, of the operation that the victim was in. `alone`: only where the group was whole
         before, and nothing else was done until then."""
         assert self.driver is not None
-        found: dict[Kind, list[float]] = {}
+        found: dict[str, list[float]] = {}
         unharmed = [p.ledger.lines for p in self.driver.peers if p.ledger and p.fault is None]
         times = [at for at, _, _ in self.driver.tally.at]
         for at, fault, number in self.driver.tally.at:
@@ -117,10 +117,11 @@ class Run:
             if end <= at or (alone and not fault.calm):
                 continue
             if not alone or not any(at < other < end for other in times):
-                found.setdefault(fault.kind, []).append(end - at)
+                name = f"partial {fault.kind.value}" if fault.partial else fault.kind.value
+                found.setdefault(name, []).append(end - at)
         return {
-            kind.value: {"p50_s": statistics.median(each), "max_s": max(each), "of": len(each)}
-            for kind, each in found.items()
+            name: {"p50_s": statistics.median(each), "max_s": max(each), "of": len(each)}
+            for name, each in found.items()
         }
 
     def report(self, broken: str) -> dict[str, Any]:

@@ -191,6 +191,8 @@ class Driver:
     def judge_exit(self, peer: Peer) -> None:
         """Ends a life; raises Failed if it did not end as it should."""
         code, state = peer.end(), peer.state
+        if peer.fault is not None and peer.fault.kind is Kind.CUT:
+            self.arena.heal(peer.slot)  # for the next one; it may have been told by the coordinator
         right = self.stopping and state is State.DONE and code == 0
         if peer.fault is not None:
             if peer.fault.kind is Kind.KILL:
@@ -260,7 +262,7 @@ class Driver:
         elif fault.kind is Kind.STOP:
             victim.signal(signal.SIGSTOP)
         else:
-            self.arena.cut(victim.slot)
+            self.arena.cut(victim.slot, fault.partial)
 
     def may_lose_one(self, fault: Fault) -> list[Peer]:
         """Whom this fault may hit now, in the order of their slots. Joiners too, by a kill."""
