@@ -99,6 +99,8 @@ class Faults:
             self.fleet.later(self.rng.randrange(3 * MS), self._kill_any)
 
     def _kill_any(self) -> None:
+        if self.fleet.calm:
+            return
         if len(self.fleet.running) > self.rng.choice([0, 1, 1, 1]):
             self._kill(self._one())
 

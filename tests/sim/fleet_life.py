@@ -40,7 +40,9 @@ def settings(rng: random.Random) -> dict[str, Any]:
 class Life:
     """The life of one seed. `changes` replace what it would draw."""
 
-    def __init__(self, seed: int, *, verbose: bool = False, **changes: Any) -> None:
+    def __init__(
+        self, seed: int, *, verbose: bool = False, faultless: bool = False, **changes: Any
+    ) -> None:
         self.rng = random.Random(seed)
         self.fleet = Fleet(seed, verbose=verbose, **(settings(self.rng) | changes))
         latency = self.rng.choice([5, 50, 500]) * US
@@ -48,6 +50,8 @@ class Life:
         lib.cc_sim_set_window(self.fleet.sim, self.rng.choice([3000, 1 << 16]))
         self.fleet.grain_ns = max(10 * US, latency // 8)
         self.faults = Faults(self.fleet, self.rng)
+        if faultless:
+            self.faults.left = 0
         self._phases = -(-OPERATIONS_MIN // sum(self.fleet.plan.sizes.values()))
         self._last_fault_ns = 0
 
@@ -88,9 +92,9 @@ class Life:
         return fleet.whole and all(process.program.phase >= 0 for process in fleet.running)
 
 
-def live(seed: int, *, verbose: bool = False, **changes: Any) -> Counter[str]:
-    """One life. Prints how to replay it if it fails."""
-    life = Life(seed, verbose=verbose, **changes)
+def live(seed: int, **changes: Any) -> Counter[str]:
+    """One life, see `Life`. Prints how to replay it if it fails."""
+    life = Life(seed, **changes)
     try:
         return life.run()
     except BaseException as error:

@@ -73,7 +73,7 @@ def lives(seeds: list[int], options: argparse.Namespace) -> tuple[list[int], Cou
     failures = []
     for seed in seeds:
         try:
-            points += live(seed, verbose=options.v)
+            points += live(seed, verbose=options.v, faultless=options.faultless)
         except Exception as error:
             if options.seed is not None:
                 raise
