@@ -13,9 +13,11 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from heapq import heappop, heappush
 from typing import Any
 
+import fleet_points
 from control_network import DOWN, MS, NEVER, UP, US, ControlNetwork
 from fleet_coordinator import Coordinator
 from fleet_process import Clock, Process
@@ -25,6 +27,7 @@ from collectives import messages
 from collectives._core import ffi, lib
 from collectives.config import Timeouts
 from collectives.coordinator.core import Core
+from collectives.errors import Evicted
 
 TIMEOUTS = Timeouts(beat=0.4, dead=1.2, connect=2.0, linger=0.5, joiner_lost=3.0)
 
@@ -197,6 +200,8 @@ class Fleet:
         lineage = (self.rolls[last].lineage if last else 0) + formed
         members = [self.by_id[member.id] for member in record.members]
         ranks = {self.by_id[member.id].index: member.rank for member in record.members}
+        if last:
+            fleet_points.at_record(self, self.rolls[last], record)
         for member in members:
             member.lineage = lineage
         self.rolls[record.epoch] = Roll(record, members, ranks, lineage)
@@ -241,9 +246,7 @@ class Fleet:
         self.steps += 1
         network, coordinator = self.network, self.coordinator
         now = self.now_ns
-        wake = min(
-            self._wake_ns, lib.cc_sim_next_ns(self.sim), network.next_ns, coordinator.due_ns
-        )
+        wake = min(self._wake_ns, lib.cc_sim_next_ns(self.sim), network.next_ns, coordinator.due_ns)
         if self._later:
             wake = min(wake, self._later[0][0])
         if wake >= NEVER:
@@ -280,8 +283,16 @@ class Fleet:
     def _sent_away(self, process: Process) -> None:
         """A process that is in no group any more ends; another one may come in its place."""
         if process.program.stopped or process.program.phase < 0:
-            self.points[f"out: {type(process.seat.ended).__name__}"] += 1
+            error = process.seat.ended
+            self.points[f"out: {type(error).__name__}"] += 1
             self.close(process, abort=self.rng.random() < 0.5)
+            if not self.calm and self.rng.random() < 0.7:
+                self.later(self.rng.randrange(100 * MS), partial(self._return, error))
+
+    def _return(self, error: Exception) -> None:
+        """In the place of a process that was sent away."""
+        if not self.calm:
+            self.spawn().returns = isinstance(error, Evicted)
 
     def run(self, until: Callable[[], bool], limit_ms: int) -> None:
         """Steps until something holds. Raises Stuck if it does not within so much virtual time."""

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 from control_network import MS, US
-from fleet import Fleet
+from fleet import TIMEOUTS, Fleet
 from fleet_faults import Faults
+from fleet_points import at_end
 from fleet_promises import check_all
 
 from collectives._core import lib
 
 OPERATIONS_MIN = 50
+IMPATIENT = replace(TIMEOUTS, coordinator_lost=1.5)
 DANGER_MS = 240_000  # within that the faults are over
 AFTERMATH_NS = 5_000 * MS
 REST_MS = 60_000  # within that all that is left must be finished
@@ -34,6 +37,7 @@ def settings(rng: random.Random) -> dict[str, Any]:
         "streams": rng.choice([1, 1, 2]),
         "segment_bytes": rng.choice([256, 1024, 4096]),
         "io_max_bytes": rng.choice([0, 0, 0, 700]),
+        "timeouts": rng.choice([TIMEOUTS, TIMEOUTS, TIMEOUTS, IMPATIENT]),
     }
 
 
@@ -65,6 +69,7 @@ class Life:
             fleet.tell("no more faults")
             self._come_to_rest()
             check_all(fleet)
+            at_end(fleet)
             return fleet.points
 
     def _danger_is_over(self) -> bool:

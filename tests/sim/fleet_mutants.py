@@ -30,9 +30,7 @@ def _committed(choose: Callable[[list[int]], int]) -> None:
 
     right = decide.outcomes
 
-    def outcomes(
-        reports: decide.Reports, decided: Any, *, retry: bool
-    ) -> tuple[Outcome, ...]:
+    def outcomes(reports: decide.Reports, decided: Any, *, retry: bool) -> tuple[Outcome, ...]:
         result = []
         for lane in right(reports, decided, retry=retry):
             base = decided[lane.lane].failed if lane.lane in decided else 0
@@ -128,18 +126,30 @@ CORE: dict[str, Sequence[Change]] = {
             "    }",
         )
     ],
-    "vote after seal": [
-        ("csrc/lane.c", "if (group->state != CC__GROUP_ACTIVE) return;", ""),
-        ("csrc/lane_data.c", "group->state == CC__GROUP_ACTIVE && frame->epoch", "frame->epoch"),
-        ("csrc/lane_data.c", "group->state != CC__GROUP_ACTIVE || lane == NULL", "lane == NULL"),
+    "no promise": [
+        (
+            "csrc/group.c",
+            "    if (group->state != CC__GROUP_ACTIVE) return;\n"
+            "    group->state = CC__GROUP_SEALED;\n",
+            "    if (group->state != CC__GROUP_ACTIVE || group->report.epoch == group->epoch) return;\n",
+        ),
+        (
+            "csrc/group.c",
+            "if (group->state == CC__GROUP_SEALED && suspect) add",
+            "if (group->report.epoch == group->epoch && suspect) add",
+        ),
         ("csrc/group.c", "    release_buffers(group);\n    for", "    for"),
     ],
-    "votes heard after the report": [
+    "vote after seal": [
+        ("csrc/lane.c", "if (group->state != CC__GROUP_ACTIVE) return;", ""),
         (
             "csrc/group.c",
             "if (group->state == CC__GROUP_ACTIVE) cc__lane_on_vote(group, member, frame);",
             "cc__lane_on_vote(group, member, frame);",
-        )
+        ),
+        ("csrc/lane_data.c", "group->state == CC__GROUP_ACTIVE && frame->epoch", "frame->epoch"),
+        ("csrc/lane_data.c", "group->state != CC__GROUP_ACTIVE || lane == NULL", "lane == NULL"),
+        ("csrc/group.c", "    release_buffers(group);\n    for", "    for"),
     ],
     "no staging": [("csrc/op.c", "    cc__saved_restore(&op->saved);\n", "")],
     "stale vote": [("csrc/group.c", "if (frame->epoch != group->epoch) return;", "")],

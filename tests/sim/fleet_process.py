@@ -95,6 +95,7 @@ class Process(Caller):
 
     Attributes:
         lineage: the one that it is or was in; 0: none yet.
+        returns: it came in the place of one that was evicted.
         busy_ns: until then its interpreter does something else.
         inbox: what came from the coordinator and was not looked at yet.
     """
@@ -135,6 +136,7 @@ class Process(Caller):
         self.program = Program(self)
         self.inbox: list[bytes] = []
         self.lineage = 0
+        self.returns = False
         self.busy_ns = 0
         self._tick_ns = 0
         self.courier.start(self, clock.seconds(fleet.now_ns))

@@ -237,7 +237,14 @@ class Program:
         spec = self.plan.spec(phase, number, place, self._record.world)
         if self.odd:
             self.odd = False
-            spec = replace(spec, kind="all_reduce", count=spec.count + 7, uneven=False, op="max", algorithm="auto")
+            spec = replace(
+                spec,
+                kind="all_reduce",
+                count=spec.count + 7,
+                uneven=False,
+                op="max",
+                algorithm="auto",
+            )
         deadline = None
         if self.plan.deadlines and self.rng.random() < 0.1:
             deadline = self.rng.choice([5, 100, 1000])
@@ -284,9 +291,7 @@ class Program:
         try:
             if sends:
                 data = content(key, self.process.id, count)
-                operation = self.process.post(
-                    "send", data, root=other, tag=tag, group=seat.group
-                )
+                operation = self.process.post("send", data, root=other, tag=tag, group=seat.group)
             else:
                 out = np.full(count, -1, np.int32)
                 operation = self.process.post(

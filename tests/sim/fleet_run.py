@@ -88,8 +88,7 @@ def lives(seeds: list[int], options: argparse.Namespace) -> tuple[list[int], Cou
 def many(options: argparse.Namespace) -> int:
     end = options.first + options.seeds
     chunks = [
-        (list(range(at, min(at + CHUNK, end))), options)
-        for at in range(options.first, end, CHUNK)
+        (list(range(at, min(at + CHUNK, end))), options) for at in range(options.first, end, CHUNK)
     ]
     started = time.monotonic()
     failed: list[int] = []
@@ -107,7 +106,9 @@ def many(options: argparse.Namespace) -> int:
     for name, count in sorted(points.items()):
         print(f"{count:8}  {name}")
     count = min(lived, options.seeds)
-    print(f"{count} lives in {seconds:.0f} s, {1000 * seconds / count:.0f} ms each; failed: {failed}")
+    print(
+        f"{count} lives in {seconds:.0f} s, {1000 * seconds / count:.0f} ms each; failed: {failed}"
+    )
     if options.points:
         with open(options.points, "w", encoding="ascii") as file:
             json.dump({"failed": failed, "points": points}, file)

@@ -76,7 +76,9 @@ def test_who_is_late_to_post_is_told_what_the_others_were_told() -> None:
         second = [sums(one, timeout_ms=50), sums(two)]
         world.settle()
         world.finish(second)
-        assert [operation.status for operation in first + second] == [MISMATCH] * 2 + [TIMED_OUT] * 2
+        assert [operation.status for operation in first + second] == [MISMATCH] * 2 + [
+            TIMED_OUT
+        ] * 2
         told = [sums(late), sums(late)]
         world.finish(told)
         assert [operation.status for operation in told] == [MISMATCH, TIMED_OUT]
