@@ -73,6 +73,7 @@ class Courier:
         self._openings = Openings()
         self._link: Link | None = None
         self._started = self._heard_at = self._next_ping = 0.0
+        self._term = 0  # the coordinator's, the greatest heard as a member
 
     # ---- for who drives it -----------------------------------------------------------------------
 
@@ -88,7 +89,8 @@ class Courier:
             times.append(self.joiner.tick(link, now))
         if now >= self._next_ping:
             if link.is_up:  # or they would only queue up
-                link.send(messages.Ping())
+                member_of = self.root.group if self.root.current else 0
+                link.send(messages.Ping(member_of, self._term))
             self._next_ping = now + PING_S
         times.append(self._next_ping)
         if self._openings:
@@ -109,8 +111,8 @@ class Courier:
 
     def take(self, message: messages.ToPeer, now: float) -> None:
         """Acts on a message of the coordinator, and on what the core made of it."""
-        self._heard_at = now
-        if self.root.ended is None:
+        if self.root.ended is None and not self._is_stale(message):
+            self._heard_at = now
             self._act(message)
             self.take_events(now)
 
@@ -200,6 +202,17 @@ class Courier:
                 self._tell(seat, logs.report_text, report, seat.current)
 
     # ---- from the coordinator --------------------------------------------------------------------
+
+    def _is_stale(self, message: messages.ToPeer) -> bool:
+        """Whether this is of a coordinator that another one has followed: it may not know what
+        that one decided. Who is no member yet has no decision to lose, and takes what there is."""
+        if not isinstance(message, messages.Word):
+            return False
+        if self.root.current is not None and message.term < self._term:
+            log.debug("ignored %s of term %d", message.TYPE, message.term)
+            return True
+        self._term = message.term
+        return False
 
     def _act(self, message: messages.ToPeer) -> None:
         if isinstance(message, messages.Welcome):

@@ -183,6 +183,8 @@ typedef enum cc_cause {
     CC_CAUSE_LINK,       /* a link broke between peers that both live on */
     CC_CAUSE_DEADLINE,   /* an operation's deadline passed */
     CC_CAUSE_MISMATCH,   /* peers called different operations */
+    CC_CAUSE_RECOVERED,  /* a coordinator that lost its journal took the group over: what was not
+                            known to be decided fails with CC_OUTCOME_UNKNOWN */
 } cc_cause;
 
 /* What the slowest link costs. In an epoch's record, rounded so that it rarely changes, all members

@@ -98,6 +98,13 @@ static cc_status failure(const cc__reason *reason, const cc__op *op, char *messa
     char what[160];
     cc__signature_text(&op->signature, what, sizeof what);
     unsigned long long number = (unsigned long long)op->sequence;
+    if (reason->cause == CC_CAUSE_RECOVERED) {
+        snprintf(message, CC_MESSAGE_MAX,
+                 "%s, operation %llu: the coordinator lost what it had decided, and with it what "
+                 "became of this; %s",
+                 what, number, input_of(op));
+        return CC_OUTCOME_UNKNOWN;
+    }
     if (reason->size < reason->min_size) {
         snprintf(message, CC_MESSAGE_MAX,
                  "%s, operation %llu: only %u members are left and the group needs %u; %s; admit() "

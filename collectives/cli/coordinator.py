@@ -35,6 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="as the peers': lan, or wan for five times as long (default: lan)",
     )
     parser.add_argument(
+        "--journal",
+        metavar="PATH",
+        help="a file to go on from after a crash or a restart; made if it is not there",
+    )
+    parser.add_argument(
         "--log", choices=LOG_LEVELS, help="what to log to standard error (default: warning)"
     )
     parser.add_argument(
@@ -63,6 +68,7 @@ async def _serve(args: argparse.Namespace, timeouts: config.Timeouts) -> None:
             args.listen,
             insecure=args.insecure,
             timeouts=timeouts,
+            journal=args.journal,
             on_ready=lambda url: print(f"ready {url}", flush=True),
             stop=stop,
         )

@@ -4,14 +4,19 @@
 the next thing to happen. So the server is a loop of a few lines, and a test can play any order of
 messages, losses and delays. What belongs to one group is in `group`; here is what they share: who
 speaks, to which group, in which version.
+
+A machine that was given a journal's facts with `restore` leaves facts itself with every step: take
+them with `take_facts`, and write them down before anything of that step is sent.
 """
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from collectives.config import LAN, Timeouts
+from collectives.coordinator.facts import Counted, Dropped, Fact, Made, Term
 from collectives.coordinator.group import Group
 from collectives.coordinator.opening import Opening
 from collectives.coordinator.standing import NEVER, Standing
@@ -31,9 +36,11 @@ from collectives.messages import (
     Report,
     Subgroup,
     ToPeer,
+    Word,
 )
 
 GROUPS_MAX = 1024
+SERIALS = 1024  # how many are counted as given out at a time
 _TOO_MANY = f"the coordinator has {GROUPS_MAX} groups and takes no more"
 
 
@@ -73,9 +80,13 @@ class Core:
         self._groups: dict[int, Group] = {}  # by number, subgroups too
         self._openings: dict[bytes, Opening] = {}
         self._subgroups: dict[bytes, Group] = {}
-        self._serial = 0
+        self._term = 0  # without a journal
+        self._serial = self._serials = 0  # the last one given out, and written down as such
         self._next_number = 1
         self._out: list[Send] = []
+        self._facts: list[Fact] = []
+        self._said: ToPeer | None = None  # last, without a term,
+        self._word: ToPeer | None = None  # and with it
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -100,7 +111,12 @@ class Core:
         return min((group.deadline() for group in self._groups.values()), default=NEVER)
 
     def _send(self, peer: bytes, message: ToPeer) -> None:
-        self._out.append(Send(peer, message))
+        if message is not self._said:  # one record goes to many
+            self._said = self._word = message
+            if isinstance(message, Word):
+                self._word = replace(message, term=self._term)
+        assert self._word is not None
+        self._out.append(Send(peer, self._word))
 
     def _receive(self, peer: bytes, message: Message, now: float) -> None:
         for group in self._groups.values():
@@ -157,31 +173,88 @@ class Core:
 
     def _next_serial(self) -> int:
         self._serial += 1
+        if self._serial > self._serials:
+            self._serials = self._serial + SERIALS
+            self._note(Counted(self._serials, self._next_number - 1))
         return self._serial
 
     def _open(self, name: str) -> Group | None:
         token = self._random.getrandbits(128).to_bytes(16, "big")
-        group = self._make(name, token)
-        if group is not None:
-            self._names[name] = group
-        return group
+        return self._make(Made(self._next_number, name, token, None, None))
 
-    def _make(self, name: str, token: bytes, root: str | None = None) -> Group | None:
+    def _make(self, made: Made) -> Group | None:
         """A new group. With too many of them, one that nobody is in makes room."""
         if len(self._groups) >= GROUPS_MAX:
             idle = next((group for group in self._groups.values() if group.idle), None)
             if idle is None:
                 return None
             self._drop(idle)
-        group = Group(name, self._next_number, token, self._timeouts, self._send, root)
-        self._next_number += 1
+        self._note(made)
+        return self._add(made)
+
+    def _add(self, made: Made) -> Group:
+        first_round = self._term << 32
+        group = Group(made, self._timeouts, self._send, self._note, first_round)
+        self._next_number = max(self._next_number, made.group + 1)
         self._groups[group.number] = group
+        if made.root is None:
+            self._names[group.name] = group
+        elif made.key is not None:
+            self._subgroups[made.key] = group
         return group
 
     def _drop(self, group: Group) -> None:
+        self._note(Dropped(group.number))
+        self._remove(group)
+
+    def _remove(self, group: Group) -> None:
         self._groups.pop(group.number, None)
         if self._names.get(group.name) is group:
             del self._names[group.name]
+        if group.made.key is not None:
+            self._subgroups.pop(group.made.key, None)
+
+    # ---- what outlives it ------------------------------------------------------------------------
+
+    def restore(self, facts: Iterable[Fact], now: float) -> None:
+        """Takes up where the coordinator stopped that left these facts, in the next term: to be
+        called before the first step, if at all. From now on facts are to be written down, and
+        those of the restart itself are there at once."""
+        for fact in facts:
+            self._replay(fact)
+        self._term += 1
+        self._note(Term(self._term))
+        for group in self._groups.values():
+            group.resume(self._term << 32, now)
+
+    def take_facts(self) -> list[Fact]:
+        """What the steps since the last call made: all of them are to be written down before
+        anything of these steps is sent."""
+        facts, self._facts = self._facts, []
+        return facts
+
+    def snapshot(self) -> list[Fact]:
+        """The facts that make the present state."""
+        counted = Counted(self._serials, self._next_number - 1)
+        groups = (fact for group in self._groups.values() for fact in group.snapshot())
+        return [Term(self._term), counted, *groups]
+
+    def _note(self, fact: Fact) -> None:
+        if self._term:
+            self._facts.append(fact)
+
+    def _replay(self, fact: Fact) -> None:
+        if isinstance(fact, Term):
+            self._term = fact.term
+        elif isinstance(fact, Counted):
+            self._serial = self._serials = fact.serials
+            self._next_number = max(self._next_number, fact.groups + 1)
+        elif isinstance(fact, Made):
+            self._add(fact)
+        elif isinstance(fact, Dropped):
+            self._remove(self._groups[fact.group])
+        else:
+            self._groups[fact.group].replay(fact)
 
     # ---- subgroups -------------------------------------------------------------------------------
 
@@ -215,27 +288,26 @@ class Core:
                 self._form_subgroup(opening, members, now)
             if members or over:
                 del self._openings[opening.key]
-        for key, group in list(self._subgroups.items()):
+        for group in list(self._subgroups.values()):
             if group.idle:
-                del self._subgroups[key]
                 self._drop(group)
 
     def _form_subgroup(self, opening: Opening, members: list[Standing], now: float) -> None:
         parent = opening.parent
-        name = f"{parent.root}/{self._next_number}"
-        group = self._make(name, parent.token, parent.root)
+        number = self._next_number
+        name = f"{parent.root}/{number}"
+        group = self._make(Made(number, name, parent.token, parent.root, opening.key))
         for standing in members:
-            number, reason = (group.number, "") if group else (0, _TOO_MANY)
-            self._send(standing.member.id, Opened(opening.key, number, reason))
+            answer = (number, "") if group else (0, _TOO_MANY)
+            self._send(standing.member.id, Opened(opening.key, *answer))
         if group is not None:
-            self._subgroups[opening.key] = group
             group.form_of(members, now)
 
     def _spread_losses(self, now: float) -> None:
         """Who is evicted from one group is a member of none."""
-        losses = [loss for group in self._groups.values() for loss in group.take_losses()]
+        losses = [loss for group in self._groups.values() for loss in group.roll.take_losses()]
         while losses:
             for peer, reason in losses:
                 for group in self._groups.values():
                     group.lose(peer, reason, now)
-            losses = [loss for group in self._groups.values() for loss in group.take_losses()]
+            losses = [loss for group in self._groups.values() for loss in group.roll.take_losses()]

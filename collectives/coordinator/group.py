@@ -1,5 +1,8 @@
 """One group's membership: who waits, who is a member, and the way from one epoch to the next.
 
+Who is on the `roll` and who waits in the `lobby` have modules of their own; here is how the lobby's
+joiners come to be members, and what becomes of an epoch that is being closed.
+
 A group is in one of two moods. *Forming*: it has no members, and joiners gather until they are
 `size` and have all prepared for each other. *Running*: it has members of one epoch; their reports
 are collected until that epoch is settled, and then the next one is published. A group whose members
@@ -11,21 +14,20 @@ idempotent, because peers and coordinator repeat whatever was not acknowledged.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 from collectives.config import Timeouts
 from collectives.coordinator import decide, records
+from collectives.coordinator.facts import Cleared, Fact, Fixed, Made, Published, Struck
 from collectives.coordinator.lobby import Joiner, Lobby
+from collectives.coordinator.roll import Roll
 from collectives.coordinator.standing import (
     NEVER,
     Standing,
     accused,
     all_reported_at,
     broken_links,
-    describe,
     settled_at,
 )
 from collectives.messages import (
@@ -33,69 +35,54 @@ from collectives.messages import (
     Evicted,
     Installed,
     Join,
-    Outcome,
     Pending,
     Prepared,
     Refused,
     Report,
-    Seal,
     ToPeer,
     Welcome,
 )
 
-REPEAT_S = 0.5
-FORMER_MAX = 4096
-
 
 class Group:
-    """See the module. `send` takes a peer's id and a message."""
+    """See the module. `send` takes a peer's id and a message, `note` what is to be written down.
+    Rounds of rehearsals count up from `first_round`."""
 
     def __init__(
         self,
-        name: str,
-        number: int,
-        token: bytes,
+        made: Made,
         timeouts: Timeouts,
         send: Callable[[bytes, ToPeer], None],
-        root: str | None = None,
+        note: Callable[[Fact], None],
+        first_round: int = 0,
     ) -> None:
-        self.name = name
-        self.root = root or name  # the group that a subgroup's members all came from
-        self.is_subgroup = root is not None
-        self._settled_at = all_reported_at if root else partial(settled_at, timeouts=timeouts)
-        self.number = number
-        self.token = token
+        self.made = made
+        self.name = made.name
+        self.root = made.root or made.name  # the group that a subgroup's members all came from
+        self.is_subgroup = made.root is not None
+        by_time = partial(settled_at, timeouts=timeouts)
+        self._settled_at = all_reported_at if self.is_subgroup else by_time
+        self.number = made.group
+        self.token = made.token
         self.timeouts = timeouts
         self.send = send
         self.settings: Join | None = None  # the JOIN that fixed them
-        self.record: Epoch | None = None  # the last one published, of whatever lineage
-        self.members: dict[bytes, Standing] = {}
-        self.former: OrderedDict[bytes, Evicted] = OrderedDict()
+        self.note = note
+        self.roll = Roll(self.name, self.number, send, note)
         self.held = False
         self.strikes: frozenset[decide.Pair] = frozenset()
         self.unreached: set[bytes] = set()  # members that a joiner could not reach
         self.pending = 0
-        self.closing = False  # a member was lost elsewhere: all others are to report
-        self.losses: list[tuple[bytes, str]] = []  # who was evicted, and why
-        self.lobby = Lobby(lambda joiner: self._welcome(joiner.join.id, joiner.serial))
+        self.lobby = Lobby(self._welcome_joiner, first_round)
 
     @property
-    def epoch(self) -> int:
-        return self.record.epoch if self.record else 0
-
-    @property
-    def decided(self) -> dict[int, Outcome]:
-        return decide.by_lane(self.record)
+    def members(self) -> dict[bytes, Standing]:
+        return self.roll.members
 
     @property
     def present(self) -> dict[bytes, Standing]:
         """The members that are not known to be gone."""
-        return {peer: standing for peer, standing in self.members.items() if not standing.gone}
-
-    @property
-    def first_report(self) -> float:
-        """When the first of those present reported on this epoch."""
-        return min((s.reported_at for s in self.members.values() if not s.gone), default=NEVER)
+        return self.roll.present
 
     @property
     def idle(self) -> bool:
@@ -109,17 +96,18 @@ class Group:
             known.heard = now
 
     def join(self, join: Join, serial: Callable[[], int], now: float) -> None:
-        if join.id in self.former:
-            self.send(join.id, self.former[join.id])
-        elif (standing := self.members.get(join.id)) is not None:
+        if self.roll.tell_former(join.id):
+            return
+        if (standing := self.members.get(join.id)) is not None:
             self._welcome(join.id, standing.member.serial)
             if not standing.installed:
-                self._publish_to(standing, now)
+                self.roll.publish_to(standing, now)
         elif join.id in self.lobby.joiners:
             self._welcome(join.id, self.lobby.joiners[join.id].serial)
         else:
-            if self.idle:
+            if self.idle and join != self.settings:
                 self.settings = join
+                self.note(Fixed(self.number, join))
             waiting = [joiner.join for joiner in self.lobby.joiners.values()]
             reason = records.objection(self.settings or join, join, waiting, bool(self.members))
             if reason is not None:
@@ -147,28 +135,27 @@ class Group:
     def report(self, peer: bytes, message: Report, now: float) -> None:
         standing = self.present.get(peer)
         if standing is None:
-            if peer not in self.lobby.joiners:
+            if not self.roll.tell_former(peer) and peer not in self.lobby.joiners:
                 text = f"this peer is not a member of group {self.name!r}"
-                stranger = Evicted(self.number, self.epoch, False, text)
-                self.send(peer, self.former.get(peer, stranger))
+                self.send(peer, Evicted(self.number, self.roll.epoch, False, text))
             return
-        if message.epoch < self.epoch:
-            self._publish_to(standing, now)
+        if message.epoch < self.roll.epoch:
+            self.roll.publish_to(standing, now)
             return
-        if message.epoch > self.epoch:
-            self._evict(standing, f"it reported on epoch {message.epoch}, which does not exist")
+        if message.epoch > self.roll.epoch:
+            self.roll.evict(standing, f"it reported on epoch {message.epoch}, which does not exist")
             self.settle(now)
             return
         standing.installed = True
-        first = self.first_report == NEVER
+        first = self.roll.first_report == NEVER
         if standing.report is None:
-            reason = decide.contradiction(message, self.decided)
+            reason = decide.contradiction(message, self.roll.decided)
         elif set(standing.report.lanes) != set(message.lanes):
             reason = "it reported twice on one epoch, with different watermarks"
         else:
             reason = None
         if reason is not None:
-            self._evict(standing, reason)
+            self.roll.evict(standing, reason)
         else:
             if standing.report is None:
                 standing.report, standing.reported_at = message, now
@@ -176,15 +163,14 @@ class Group:
                 if evidence.peer in self.members and evidence.peer != peer:
                     standing.evidence.setdefault(evidence.peer, set()).add(evidence.kind)
         self.settle(now)
-        if first and self.epoch == message.epoch and self.first_report != NEVER:
-            self._call_for_reports(now)
+        if first and self.roll.epoch == message.epoch and self.roll.first_report != NEVER:
+            self.roll.call_for_reports(now)
 
     def installed(self, peer: bytes, message: Installed) -> None:
         standing = self.present.get(peer)
         if standing is None:
-            if peer in self.former:
-                self.send(peer, self.former[peer])
-        elif message.epoch == self.epoch:
+            self.roll.tell_former(peer)
+        elif message.epoch == self.roll.epoch:
             standing.installed = True
             standing.ready |= message.ready
             if all(member.ready for member in self.present.values()):
@@ -192,11 +178,10 @@ class Group:
 
     def ping(self, peer: bytes) -> None:
         """A member hears again what it may have missed. PENDING is not acknowledged either."""
-        standing = self.members.get(peer)
-        if standing is not None and not standing.gone:
+        if peer in self.present:
             self.send(peer, Pending(self.number, self.pending))
-        elif peer in self.former:
-            self.send(peer, self.former[peer])
+        else:
+            self.roll.tell_former(peer)
 
     def bye(self, peer: bytes, now: float) -> None:
         if self.lobby.joiners.pop(peer, None) is not None:
@@ -204,8 +189,7 @@ class Group:
             self._form(now)
         standing = self.present.get(peer)
         if standing is not None:
-            standing.gone = True
-            self._remember(peer, Evicted(self.number, self.epoch, True, "it said goodbye"))
+            self.roll.take_leave(standing)
             self.settle(now)
 
     # ---- time ------------------------------------------------------------------------------------
@@ -214,17 +198,15 @@ class Group:
         if self.lobby.silent(now, self.timeouts.joiner_lost):
             self._recount()
             self._form(now)
-        for standing in self.present.values():
-            if now >= standing.remind_at and self._owes_an_answer(standing):
-                self._remind(standing, now)
+        self.roll.remind(now)
         self.settle(now)
 
     def deadline(self) -> float:
         """When `tick` wants to be called; NEVER if nothing is under way."""
         joiners = self.lobby.joiners.values()
         times = [joiner.heard + self.timeouts.joiner_lost for joiner in joiners]
+        times += self.roll.remind_at()
         present = self.present.values()
-        times += [s.remind_at for s in present if self._owes_an_answer(s)]
         if self._doubted() and present:
             times.append(max(s.heard for s in present) + self.timeouts.joiner_lost)
         if not self.held:
@@ -253,7 +235,7 @@ class Group:
     def _decide(self, present: dict[bytes, Standing], now: float) -> None:
         by_time = sorted(present.items(), key=lambda item: item[1].reported_at)
         reports = {peer: s.report for peer, s in by_time if s.report is not None}
-        reasons = decide.behind(reports, self.decided)
+        reasons = decide.behind(reports, self.roll.decided)
         for peer in reasons:
             del reports[peer]
         links = broken_links(self.members, reports)
@@ -264,16 +246,16 @@ class Group:
             del reports[peer]
         for peer in self.present.keys() - reports.keys():
             if self.is_subgroup and peer not in reasons:
-                self._evict(self.members[peer], "it closed the subgroup", left=True)
+                self.roll.evict(self.members[peer], "it closed the subgroup", left=True)
             else:
-                self._evict(self.members[peer], reasons.get(peer, "it was taken for dead"))
-        boundary = decide.boundary(reports, self.decided)
+                self.roll.evict(self.members[peer], reasons.get(peer, "it was taken for dead"))
+        boundary = decide.boundary(reports, self.roll.decided)
         ready: list[Joiner] = []
         if boundary is not None:
             staying = reports.keys() - boundary.leavers
             ready = self.lobby.ready(staying)
-            assert self.record is not None
-            too_small = len(staying) + len(ready) < self.record.min_size
+            assert self.roll.record is not None
+            too_small = len(staying) + len(ready) < self.roll.record.min_size
             if too_small and boundary.join and not boundary.leavers:  # they are never made to wait
                 self._hold(reports, now)
                 return
@@ -281,8 +263,8 @@ class Group:
         if not reports:
             self._dissolve("the reports of all members contradict each other", now)
         elif boundary is None:
-            assert self.record is not None
-            self._publish(records.without_the_dead(self.record, reports, bool(links)), now)
+            assert self.roll.record is not None
+            self._publish(records.without_the_dead(self.roll.record, reports, bool(links)), now)
         else:
             self._carry_out(boundary, reports, ready, now)
 
@@ -291,7 +273,9 @@ class Group:
         dies now is found out by two signs: somebody doubts it, and it is silent here too."""
         for peer in (self.unreached | accused(self.present)) & reports.keys():
             if now >= self.members[peer].heard + self.timeouts.dead:
-                self._evict(self.members[peer], "it was lost while the group waited for joiners")
+                self.roll.evict(
+                    self.members[peer], "it was lost while the group waited for joiners"
+                )
         if reports.keys() <= self.present.keys():
             self.held = True
         else:
@@ -301,11 +285,11 @@ class Group:
         self, boundary: decide.Boundary, reports: decide.Reports, ready: list[Joiner], now: float
     ) -> None:
         """The next epoch after a boundary."""
-        assert self.record is not None
+        assert self.roll.record is not None
         for peer in boundary.leavers:
-            self._evict(self.members[peer], "it left the group", left=True)
+            self.roll.evict(self.members[peer], "it left the group", left=True)
         joiners = [joiner.arrival for joiner in ready]
-        record = records.after_boundary(self.record, reports, boundary.leavers, joiners)
+        record = records.after_boundary(self.roll.record, reports, boundary.leavers, joiners)
         if record is None:
             self._dissolve("all members left", now)
         else:
@@ -318,7 +302,7 @@ class Group:
             return
         arrivals = self.lobby.gather(self.settings.size)
         if arrivals:
-            self._publish(records.formed(self.number, self.record, arrivals), now)
+            self._publish(records.formed(self.number, self.roll.record, arrivals), now)
 
     def form_of(self, standings: list[Standing], now: float) -> None:
         """The first epoch of a subgroup: of these members of another group, in this order."""
@@ -328,48 +312,53 @@ class Group:
     def lose(self, peer: bytes, reason: str, now: float) -> None:
         """A peer was evicted from another group: from this one as well."""
         if peer in self.present:
-            self._evict(self.members[peer], reason)
-            self.closing = True
-            self._call_for_reports(now)
+            self.roll.evict(self.members[peer], reason)
+            self.roll.closing = True
+            self.roll.call_for_reports(now)
             self.settle(now)
-
-    def take_losses(self) -> list[tuple[bytes, str]]:
-        """Who was evicted since the last call, and why; not who left."""
-        losses, self.losses = self.losses, []
-        return losses
 
     def _publish(
         self, record: Epoch, now: float, others: Mapping[bytes, Standing] | None = None
     ) -> None:
-        records.assert_follows(self.record, record)
         known: dict[bytes, Joiner | Standing] = {**self.lobby.joiners, **self.members}
-        known |= others or {}
-        latency, bandwidth = records.worst(known[m.id].network for m in record.members)
-        self.record = replace(record, latency_ns=latency, bytes_per_s=bandwidth)
-        self.members = {
-            m.id: Standing(m, known[m.id].heard, now, known[m.id].network) for m in record.members
-        }
+        self.roll.publish(record, {**known, **(others or {})}, now)
         for peer in self.members.keys() & self.lobby.joiners.keys():
             del self.lobby.joiners[peer]
         self.lobby.candidates = {}
-        self.closing = False
         self.unreached.clear()
-        for standing in self.members.values():
-            self._publish_to(standing, now)
         self.lobby.next_round(self.lobby.joiners.values(), anew=False)
         self._recount(tell=bool(self.pending))
 
     def _dissolve(self, reason: str, now: float) -> None:
         """All members are gone; those who wait start the group anew."""
-        for standing in self.present.values():
-            self._evict(standing, reason)
-        self.members = {}
+        self.roll.clear(reason)
         self.held = False
         self.strikes = frozenset()
         self.unreached.clear()
         self.pending = 0
         self.lobby.next_round(self.lobby.joiners.values(), anew=True)
         self._form(now)
+
+    # ---- after a restart -------------------------------------------------------------------------
+
+    def replay(self, fact: Fixed | Published | Struck | Cleared) -> None:
+        """Makes a change again that was noted before."""
+        if isinstance(fact, Fixed):
+            self.settings = fact.join
+        else:
+            self.roll.replay(fact)
+
+    def resume(self, first_round: int, now: float) -> None:
+        """The coordinator is back. Who waited has to join again."""
+        self.lobby.round = first_round
+        self.roll.resume(now)
+
+    def snapshot(self) -> Iterator[Fact]:
+        """The facts that make this group."""
+        yield self.made
+        if self.settings is not None:
+            yield Fixed(self.number, self.settings)
+        yield from self.roll.snapshot()
 
     # ---- pieces ----------------------------------------------------------------------------------
 
@@ -402,48 +391,13 @@ class Group:
         group is no more."""
         return bool(self.unreached) and bool(self.lobby.joiners)
 
-    def _evict(self, standing: Standing, reason: str, left: bool = False) -> None:
-        standing.gone = True
-        peer = standing.member.id
-        who = describe(standing.member)
-        text = reason if left else f"{who} is no longer a member of group {self.name!r}: {reason}"
-        self._remember(peer, Evicted(self.number, self.epoch, left, text[:1024]))
-        self.send(peer, self.former[peer])
-        if not left:
-            self.losses.append((peer, reason))
-
-    def _remember(self, peer: bytes, evicted: Evicted) -> None:
-        self.former[peer] = evicted
-        while len(self.former) > FORMER_MAX:
-            self.former.popitem(last=False)
+    def _welcome_joiner(self, joiner: Joiner) -> None:
+        self._welcome(joiner.join.id, joiner.serial)
 
     def _welcome(self, peer: bytes, serial: int) -> None:
         members = tuple(standing.member for standing in self.present.values())
         lobby = self.lobby
         if not self.members and peer in lobby.candidates:
             members = records.candidates([each.arrival for each in lobby.candidates.values()])
-        state = self.number, serial, self.token, self.epoch, lobby.round, len(lobby.joiners)
+        state = self.number, serial, self.token, self.roll.epoch, lobby.round, len(lobby.joiners)
         self.send(peer, Welcome(*state, members))
-
-    def _publish_to(self, standing: Standing, now: float) -> None:
-        assert self.record is not None
-        standing.remind_at = now + REPEAT_S
-        self.send(standing.member.id, self.record)
-
-    def _call_for_reports(self, now: float) -> None:
-        """The epoch is being closed: all others are to seal and report as well."""
-        for peer, standing in self.present.items():
-            if standing.report is None:
-                standing.remind_at = now + REPEAT_S
-                self.send(peer, Seal(self.number, self.epoch))
-
-    def _owes_an_answer(self, standing: Standing) -> bool:
-        sealing = self.closing or self.first_report != NEVER
-        return not standing.installed or (sealing and standing.report is None)
-
-    def _remind(self, standing: Standing, now: float) -> None:
-        if not standing.installed:
-            self._publish_to(standing, now)
-        if self.closing or self.first_report != NEVER:
-            standing.remind_at = now + REPEAT_S
-            self.send(standing.member.id, Seal(self.number, self.epoch))

@@ -36,12 +36,13 @@ class Joiner:
 
 
 class Lobby:
-    """The waiting room of one group. `welcome` tells a joiner what it should rehearse for."""
+    """The waiting room of one group. `welcome` tells a joiner what it should rehearse for. Rounds
+    count up from `first_round`, beyond all that another coordinator may have named."""
 
-    def __init__(self, welcome: Callable[[Joiner], None]) -> None:
+    def __init__(self, welcome: Callable[[Joiner], None], first_round: int = 0) -> None:
         self.joiners: dict[bytes, Joiner] = {}  # in the order of arrival
         self.candidates: dict[bytes, Joiner] = {}  # who is to form the group, once prepared
-        self.round = 0
+        self.round = first_round
         self._apart: set[Pair] = set()  # candidates that, in this round, found no way
         self._welcome = welcome
 

@@ -14,12 +14,20 @@ from collectives.errors import CollectivesError
 
 
 class CoordinatorProcess:
-    """Use it in a `with` statement, or call `start` and `stop`. `url` is what peers connect to."""
+    """Use it in a `with` statement, or call `start` and `stop`. `url` is what peers connect to.
+    `journal` is that of `serve`, `arguments` are more ones of the command."""
 
-    def __init__(self, listen: str = "127.0.0.1:0", *arguments: str) -> None:
+    def __init__(
+        self,
+        listen: str = "127.0.0.1:0",
+        *arguments: str,
+        journal: str | os.PathLike[str] | None = None,
+    ) -> None:
         self.url = ""
         self.process: subprocess.Popen[str] | None = None
         self._arguments = ["--listen", listen, *arguments]
+        if journal is not None:
+            self._arguments += ["--journal", os.fspath(journal)]
 
     def start(self) -> CoordinatorProcess:
         """Returns once peers can connect. Raises CollectivesError with what it printed."""

@@ -1,8 +1,8 @@
 """The coordinator on the network: a ZeroMQ ROUTER, asyncio, and the machine of `core`.
 
-All that is decided is decided in `core`; this module only moves messages, tells the time, and keeps
-out what is no message. A message that cannot be delivered is dropped, as ROUTER
-does: whatever matters is repeated.
+All that is decided is decided in `core`; this module only moves messages, tells the time, writes
+facts to the journal before anything of their step is sent, and keeps out what is no message. A
+message that cannot be delivered is dropped, as ROUTER does: whatever matters is repeated.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import os
 import random
 import threading
 from collections.abc import Callable
@@ -20,6 +21,7 @@ import zmq.asyncio
 
 from collectives import config, logs
 from collectives.coordinator.core import GROUPS_MAX, Core, Received, Send, Tick
+from collectives.coordinator.journal import Journal
 from collectives.errors import CollectivesError, ProtocolError, SystemFailure
 from collectives.messages import (
     MESSAGE_BYTES_MAX,
@@ -62,6 +64,7 @@ async def serve(
     *,
     insecure: bool = False,
     timeouts: config.Timeouts = config.LAN,
+    journal: str | os.PathLike[str] | None = None,
     on_ready: Callable[[str], None] | None = None,
     stop: asyncio.Event | None = None,
 ) -> None:
@@ -71,26 +74,47 @@ async def serve(
         listen: ``host:port``; port 0 takes any free one.
         insecure: allow an address that other machines reach.
         timeouts: `dead`, `settle` and `joiner_lost` count here.
+        journal: the file that makes a restart possible; it is made if it is not there. None: the
+            groups are lost with the coordinator.
         on_ready: called with the URL, ``cc://host:port``, once peers can connect.
 
     Raises:
         ValueError: the address is wrong, or not allowed without a key.
         SystemFailure: nothing can listen there, for example because the port is in use.
+        JournalError: the journal is damaged, in use, or cannot be written any more.
     """
     host, port = listen_address(listen, insecure)
+    book = None if journal is None else Journal(journal)
     context = zmq.asyncio.Context()
     router = context.socket(zmq.ROUTER)
     try:
+        core = _restored(book, timeouts)
         port = _bind(router, host, port)
         url = config.SCHEME + config.format_address(host, port)
         log.info("serving at %s", url)
         if on_ready is not None:
             on_ready(url)
-        await _run(router, Core(random.SystemRandom(), timeouts), stop or asyncio.Event())
+        await _run(_Desk(router, core, book), stop or asyncio.Event())
         log.info("stopped")
     finally:
         router.close(linger=0)
         context.term()
+        if book is not None:
+            book.close()
+
+
+def _restored(journal: Journal | None, timeouts: config.Timeouts) -> Core:
+    """The machine as the journal has it; what it takes to start again is in the journal too."""
+    core = Core(random.SystemRandom(), timeouts)
+    if journal is None:
+        log.info("without a journal: if this coordinator ends, its groups cannot go on")
+        return core
+    core.restore(journal.facts, asyncio.get_running_loop().time())
+    journal.facts.clear()
+    journal.append(core.take_facts())
+    where = journal.path, journal.run.hex()[:8], len(core.groups)
+    log.info("journal %s, run %s: %d groups", *where)
+    return core
 
 
 def _bind(router: zmq.asyncio.Socket, host: str, port: int) -> int:
@@ -116,11 +140,11 @@ def _any_port(host: str) -> str:
     return f"[{host}]:*" if ":" in host else f"{host}:*"
 
 
-async def _run(router: zmq.asyncio.Socket, core: Core, stop: asyncio.Event) -> None:
+async def _run(desk: _Desk, stop: asyncio.Event) -> None:
     """Feeds the machine: what came, and ticks when it wants them, until `stop` is set."""
     loop = asyncio.get_running_loop()
     stopping = asyncio.ensure_future(stop.wait())
-    chronicle = Chronicle(core)
+    router, core = desk.router, desk.core
     try:
         while not stop.is_set():
             delay = core.deadline() - loop.time()
@@ -137,10 +161,9 @@ async def _run(router: zmq.asyncio.Socket, core: Core, stop: asyncio.Event) -> N
                     break
                 received = _decode(frames)
                 if received is not None:
-                    chronicle.received(received)
-                    await _send_all(router, core.step(received, loop.time()), chronicle)
+                    await desk.take(received, loop.time())
             if core.deadline() <= loop.time():
-                await _send_all(router, core.step(Tick(), loop.time()), chronicle)
+                await desk.take(Tick(), loop.time())
     finally:
         stopping.cancel()
 
@@ -161,15 +184,35 @@ def _decode(frames: list[bytes]) -> Received | None:
         return None
 
 
-async def _send_all(router: zmq.asyncio.Socket, actions: list[Send], chronicle: Chronicle) -> None:
-    encoded: dict[int, bytes] = {}  # one record goes to many
-    for action in actions:
-        data = encoded.get(id(action.message))
-        if data is None:
-            data = encoded[id(action.message)] = encode(action.message)
-        chronicle.sending(action.peer, action.message)
-        with contextlib.suppress(zmq.Again):  # its queue is full: it will be repeated
-            await router.send_multipart([identity(action.peer), data], zmq.NOBLOCK)
+class _Desk:
+    """One step after the other: decided, written down, sent."""
+
+    def __init__(self, router: zmq.asyncio.Socket, core: Core, journal: Journal | None) -> None:
+        self.router = router
+        self.core = core
+        self._journal = journal
+        self._chronicle = Chronicle(core)
+
+    async def take(self, event: Received | Tick, now: float) -> None:
+        """Raises JournalError, and has sent nothing then, if it cannot be written down."""
+        if isinstance(event, Received):
+            self._chronicle.received(event)
+        actions = self.core.step(event, now)
+        if self._journal is not None and (facts := self.core.take_facts()):
+            self._journal.append(facts)
+            if self._journal.is_large:
+                self._journal.compact(self.core.snapshot())
+        await self._send_all(actions)
+
+    async def _send_all(self, actions: list[Send]) -> None:
+        encoded: dict[int, bytes] = {}  # one record goes to many
+        for action in actions:
+            data = encoded.get(id(action.message))
+            if data is None:
+                data = encoded[id(action.message)] = encode(action.message)
+            self._chronicle.sending(action.peer, action.message)
+            with contextlib.suppress(zmq.Again):  # its queue is full: it will be repeated
+                await self.router.send_multipart([identity(action.peer), data], zmq.NOBLOCK)
 
 
 class Chronicle:
@@ -229,11 +272,13 @@ class CoordinatorServer:
         *,
         insecure: bool = False,
         timeouts: config.Timeouts = config.LAN,
+        journal: str | os.PathLike[str] | None = None,
     ) -> None:
         self.url = ""
         self._listen = listen
         self._insecure = insecure
         self._timeouts = timeouts
+        self._journal = journal
         self._ready = threading.Event()
         self._error: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -268,6 +313,8 @@ class CoordinatorServer:
             asyncio.run(self._serve())
         except (CollectivesError, ValueError, OSError) as error:
             self._error = error
+            if self._ready.is_set():  # nobody else tells of it
+                log.error("the coordinator has ended: %s", error)
         finally:
             self._ready.set()
 
@@ -283,6 +330,7 @@ class CoordinatorServer:
             self._listen,
             insecure=self._insecure,
             timeouts=self._timeouts,
+            journal=self._journal,
             on_ready=ready,
             stop=self._stop,
         )

@@ -90,7 +90,8 @@ def c_violations(files: Mapping[str, str]) -> list[str]:
 
 EXTENSION = "collectives._native"
 SHARED = {
-    f"collectives.{name}" for name in ("codec", "config", "errors", "logs", "messages", "settings")
+    f"collectives.{name}"
+    for name in ("codec", "config", "errors", "fields", "logs", "messages", "settings")
 }
 IMPURE = {"asyncio", "secrets", "selectors", "socket", "threading", "time", "zmq"}
 # The coordinator's edge to the world: the only parts of it that may do input and output.
