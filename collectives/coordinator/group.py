@@ -288,7 +288,7 @@ class Group:
         assert self.roll.record is not None
         for peer in boundary.leavers:
             self.roll.evict(self.members[peer], "it left the group", left=True)
-        joiners = [joiner.arrival for joiner in ready]
+        joiners = self.lobby.let_in(ready)
         record = records.after_boundary(self.roll.record, reports, boundary.leavers, joiners)
         if record is None:
             self._dissolve("all members left", now)

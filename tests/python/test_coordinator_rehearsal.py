@@ -423,3 +423,18 @@ def test_a_failure_told_twice_counts_once() -> None:
         assert stage.rehearse("b", fault="a") == {}
     stage.rehearse("a", "b")
     assert ranks(stage.record("a")) == {"a": 0, "b": 1}
+
+
+def test_who_waits_comes_after_every_member_also_after_one_that_overtook_it() -> None:
+    """Of two peers the later one dials, and members do not know who waits: a joiner that a later
+    one overtook would wait for ever to be dialled."""
+    stage = Stage(2)
+    stage.form("ab")
+    stage.join("c")
+    stage.join("d")
+    stage.rehearse("d")
+    stage.report("a", 1, {0: (0, 1, 1)}, BOUNDARY, boundary=1, wants=m.WANT_JOIN)
+    stage.report("b", 1, {0: (0, 1, 1)}, BOUNDARY, boundary=1, wants=m.WANT_JOIN)
+    members = {chr(member.id[0]): member.serial for member in stage.record("a").members}
+    assert members.keys() == set("abd")
+    assert stage.welcomes["c"][-1].serial > max(members.values())
