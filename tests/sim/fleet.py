@@ -3,7 +3,7 @@
 World (world.py) plays the coordinator itself, by a rule written down once more. A Fleet has no rule
 of its own: records come from `collectives.coordinator.core`, carried by the product's couriers
 through a control network that loses, delays and repeats. What it adds is the world around them:
-processes that are born, die, stop, and go on; and a program that all of them run (fleet_program.py).
+processes that are born, die, stop, and go on; and a program that all of them run.
 Everything is a function of the seed.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from heapq import heappop, heappush
 from typing import Any
@@ -189,7 +189,9 @@ class Fleet:
     # ---- what others tell ---------------------------------------------------------------------
 
     def published(self, record: messages.Epoch) -> None:
-        """A record is on its way to somebody: it must be the one that was published before."""
+        """A record is on its way to somebody: it must be the one that was published before, in
+        whatever term."""
+        record = replace(record, term=0)
         known = self.rolls.get(record.epoch)
         if known is not None:
             assert known.message == record, f"epoch {record.epoch} was published with two contents"
@@ -270,6 +272,21 @@ class Fleet:
         self._wake_ns = min(wake, self._wake_ns)
         for process in [p for p in self.running if p.is_out]:
             self._sent_away(process)
+
+    def crashed(self) -> None:
+        """The coordinator came to the point at which it was to crash."""
+        self.coordinator.die(forgets=self.rng.random() < 0.5)
+        self.later(self.rng.randrange(1 if self.calm else 2_000 * MS), self.restart_coordinator)
+
+    def restart_coordinator(self) -> None:
+        """Peers redial it by themselves, each in its own time."""
+        if self.coordinator.runs:
+            return
+        self.tell("the coordinator is started again")
+        self.points["coordinator restarts"] += 1
+        self.coordinator.start()
+        for process in self.running:
+            self.later(self.rng.randrange(500 * MS), process.reconnected)
 
     def _deliver(self, now: int) -> None:
         for letter in self.network.arrived(now):

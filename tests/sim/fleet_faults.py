@@ -13,12 +13,14 @@ from collections.abc import Callable
 
 from control_network import DOWN, MS, UP, US
 from fleet import Fleet
+from fleet_coordinator import CRASHES
 from fleet_points import at_death
 from fleet_process import Process
 
 KINDS = (
     *("kill", "kill again", "pause", "busy", "break", "cut", "partition"),
     *("control cut", "control storm", "coordinator pause", "odd call", "newcomer"),
+    *("coordinator crash", "coordinator crash at a record"),
 )
 METHODS = {"break": "break_"}  # a word that Python keeps for itself
 EVERY_STEPS = 160
@@ -61,10 +63,11 @@ class Faults:
         while self.ends:
             self.ends.pop()()
         fleet.network.heal()
+        fleet.coordinator.crash = ""
+        fleet.restart_coordinator()
         for process in fleet.running:
             process.busy_ns = 0
-            process.courier.came_up()
-            process.wake()
+            process.reconnected()
         fleet.calm = True
         fleet.touch()
 
@@ -178,9 +181,8 @@ class Faults:
             self.fleet.tell(f"{victim} and the coordinator: {ways} {'cut' if cut else 'whole'}")
             for way in ways:
                 network.cut(way, victim.id, cut)
-            if anew and not cut and victim.alive:
-                victim.courier.came_up()
-                victim.wake()
+            if anew and not cut:
+                victim.reconnected()
 
         self._for_a_while(lambda: change(True), lambda: change(False), 4_000 * MS)
 
@@ -203,3 +205,11 @@ class Faults:
             coordinator.paused = paused
 
         self._for_a_while(lambda: change(True), lambda: change(False), 4_000 * MS)
+
+    def coordinator_crash(self) -> None:
+        if self.fleet.coordinator.runs:
+            self.fleet.crashed()
+
+    def coordinator_crash_at_a_record(self) -> None:
+        """At the next one that it publishes, in the middle of the step."""
+        self.fleet.coordinator.crash = self.rng.choice(CRASHES)

@@ -62,7 +62,7 @@ def _decide_again() -> None:
     right = Group.report
 
     def report(self: Any, peer: bytes, message: Any, now: float) -> None:
-        if message.epoch == self.epoch - 1 and peer in self.former and self.record is not None:
+        if message.epoch == self.roll.epoch - 1 and peer in self.roll._former:
             late = {lane.lane: lane for lane in message.lanes}
             lanes = tuple(
                 replace(
@@ -72,11 +72,11 @@ def _decide_again() -> None:
                 )
                 if lane.lane in late
                 else lane
-                for lane in self.record.lanes
+                for lane in self.roll.record.lanes
             )
-            self.record = replace(self.record, lanes=lanes)
+            self.roll.record = replace(self.roll.record, lanes=lanes)
             for standing in self.present.values():
-                self._publish_to(standing, now)
+                self.roll.publish_to(standing, now)
         right(self, peer, message, now)
 
     Group.report = report
@@ -90,11 +90,22 @@ def _stale_report() -> None:
 
     def report(self: Any, peer: bytes, message: Any, now: float) -> None:
         standing = self.present.get(peer)
-        if standing is not None and standing.report is None and message.epoch == self.epoch - 1:
-            message = replace(message, epoch=self.epoch)
+        if (
+            standing is not None
+            and standing.report is None
+            and message.epoch == self.roll.epoch - 1
+        ):
+            message = replace(message, epoch=self.roll.epoch)
         right(self, peer, message, now)
 
     Group.report = report
+
+
+def _publish_first() -> None:
+    """What a step decided is sent before it is in the journal."""
+    from fleet_coordinator import Coordinator
+
+    Coordinator.publish_first = True
 
 
 COORDINATOR: dict[str, Callable[[], None]] = {
@@ -102,6 +113,7 @@ COORDINATOR: dict[str, Callable[[], None]] = {
     "majority": _majority,
     "decide again": _decide_again,
     "stale report": _stale_report,
+    "publish first": _publish_first,
 }
 
 
@@ -131,7 +143,8 @@ CORE: dict[str, Sequence[Change]] = {
             "csrc/group.c",
             "    if (group->state != CC__GROUP_ACTIVE) return;\n"
             "    group->state = CC__GROUP_SEALED;\n",
-            "    if (group->state != CC__GROUP_ACTIVE || group->report.epoch == group->epoch) return;\n",
+            "    bool told = group->report.epoch == group->epoch;\n"
+            "    if (group->state != CC__GROUP_ACTIVE || told) return;\n",
         ),
         (
             "csrc/group.c",

@@ -158,7 +158,15 @@ class Process(Caller):
 
     # ---- the connection to the coordinator, as the courier sees it ----------------------------
 
-    is_up = True
+    @property
+    def is_up(self) -> bool:
+        return self.fleet.coordinator.runs
+
+    def reconnected(self) -> None:
+        """Its connection to the coordinator is a new one."""
+        if self.alive:
+            self.courier.came_up()
+            self.wake()
 
     def send(self, message: messages.ToCoordinator) -> None:
         fleet = self.fleet
