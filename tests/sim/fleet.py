@@ -95,7 +95,8 @@ class Fleet:
         self.rolls: dict[int, Roll] = {}
         self.points: Counter[str] = Counter()
         self.stop_phase: int | None = None
-        self.calm = False  # no fault will come any more
+        self.calm = False  # no fault will come any more,
+        self.calm_ns = 0  # and since when
         self.steps = 0
         self.furthest = 0  # the phase that somebody has reached
         self._wake_ns = 0
@@ -181,7 +182,7 @@ class Fleet:
     def whole(self) -> bool:
         """All that live are members of one epoch, and all of them know that all are there."""
         epoch = max(self.rolls, default=0)
-        return bool(self.running) and all(
+        return bool(self.running and epoch) and all(
             process.epoch == epoch and process.core.ready == epoch and not process.is_out
             for process in self.running
         )

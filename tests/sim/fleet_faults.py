@@ -68,7 +68,7 @@ class Faults:
         for process in fleet.running:
             process.busy_ns = 0
             process.reconnected()
-        fleet.calm = True
+        fleet.calm, fleet.calm_ns = True, fleet.now_ns
         fleet.touch()
 
     def _for_a_while(self, begin: Callable[[], None], end: Callable[[], None], most: int) -> None:

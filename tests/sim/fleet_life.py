@@ -55,9 +55,21 @@ class Life:
         self.fleet.grain_ns = max(10 * US, latency // 8)
         self.faults = Faults(self.fleet, self.rng)
         if faultless:
-            self.faults.left = 0
+            self._make_harmless()
         self._phases = -(-OPERATIONS_MIN // sum(self.fleet.plan.sizes.values()))
         self._last_fault_ns = 0
+
+    def _make_harmless(self) -> None:
+        """No fault, but delays that stay below the time after which silence is suspicious."""
+        fleet, rng = self.fleet, self.rng
+        self.faults.left = 0
+        fleet.plan.deadlines = False
+        fleet.network.delay_ns = (20 * US, rng.choice([1, 30, 300]) * MS)
+        fleet.network.in_order = rng.random() < 0.5
+        fleet.network.repeat = rng.choice([0, 0.3])
+        latency = rng.choice([100 * US, 5 * MS, 100 * MS])
+        lib.cc_sim_set_latency(fleet.sim, 1 * US, latency)
+        fleet.grain_ns = latency // 8
 
     def run(self) -> Counter[str]:
         """Lives it, checks it, and returns the points that it has reached."""

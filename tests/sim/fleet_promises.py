@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
+from control_network import MS
 from fleet import Fleet, Roll
 from fleet_program import Call, Message, checksums, content
 from peer import OK, PENDING
@@ -23,6 +24,9 @@ UNTOLD = {PENDING} | {
     for status in (lib.CC_CLOSED, lib.CC_EVICTED, lib.CC_COORDINATOR_LOST, lib.CC_OUTCOME_UNKNOWN)
 }
 """What leaves open what became of an operation."""
+DECIDED_MS = 25_000
+"""Within that an operation whose deadline has passed is decided, if nothing goes wrong any more: a
+member that nobody accuses may be silent for 15 times the dead time, and lives all the same."""
 QUEUE_MAX = 500  # messages under way between all peers and the coordinator
 
 
@@ -76,6 +80,9 @@ def _check_row(fleet: Fleet, calls: Iterable[Call]) -> None:
         info = operation.info
         status = int(info.status)
         assert call.told or not call.process.alive, "it is not complete on a process that lives"
+        if call.told and call.deadline_ns is not None and call.process.alive:
+            late_ns = call.told_ns - max(call.deadline_ns, fleet.calm_ns)
+            assert late_ns <= DECIDED_MS * MS, f"{call.process} waited {late_ns} ns too long"
         if call.told:
             assert call.told == (status, *checksums(operation)), "it changed after its end"
             assert info.sequence == call.number, f"number {info.sequence}, not {call.number}"
