@@ -91,7 +91,7 @@ class Data:
         "stale vote": "a vote of the epoch before counts",
         "vote after seal": "a peer that has sealed completes and votes on",
         "no promise": "a peer reports and goes on as if it had not",
-        "last reason": "who has not posted an operation that failed is told why the last one failed",
+        "last reason": "who has yet to post an operation that failed is told why the last one did",
         "apply twice": "a record says what became of all operations, also of decided ones",
     }
 

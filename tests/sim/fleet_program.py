@@ -125,6 +125,7 @@ class Program:
         self._boundary: Call | None = None
         self._messages_left: list[int] = []
         self._next_ns = 0
+        self._waits = False  # for something that is open, before it can go on
         self._pace_ns = self.rng.choice([20, 60, 200]) * US
 
     def step(self, now: int) -> int:
@@ -133,12 +134,15 @@ class Program:
             if self.stopped or self.process.seat.settled is None or self.process.is_out:
                 return NEVER
             self._start(self.process.seat.settled)
-        self._reap(now)
+        found = self._reap(now)
+        self._waits = self._waits and not found
         if self.process.is_out:
             self.stopped = True
             return NEVER
         if now < self._next_ns:
             return self._next_ns
+        if self._waits:
+            return NEVER
         if self._boundary is not None:
             if self._boundary.told is None:
                 return NEVER
@@ -165,16 +169,21 @@ class Program:
 
     # ---- what is complete ---------------------------------------------------------------------
 
-    def _reap(self, now: int) -> None:
+    def _reap(self, now: int) -> bool:
+        """Takes note of what is complete; whether anything is."""
+        found = False
         for lane in self.lanes.values():
             while lane.open and lane.open[0].operation.done:
                 call = lane.open.popleft()
                 note(call, now)
+                found = True
                 self.fleet.finished(call)
         for message in list(self.messages):
             if message.operation.done:
                 message.told = message.operation.status
                 self.messages.remove(message)
+                found = True
+        return found
 
     # ---- what is next -------------------------------------------------------------------------
 
@@ -196,6 +205,7 @@ class Program:
             number = rng.choice(left)
             lane = self.lanes[number]
             if len(lane.open) >= AHEAD:
+                self._waits = True
                 return NEVER
             self._post(number, now)
         elif self._messages_left:
@@ -210,6 +220,7 @@ class Program:
 
     def _finish_phase(self, now: int) -> int:
         if any(lane.open for lane in self.lanes.values()):
+            self._waits = True
             return NEVER
         fleet = self.fleet
         if fleet.stop_phase is not None and self.phase >= fleet.stop_phase:
