@@ -165,7 +165,6 @@ CORE: dict[str, Sequence[Change]] = {
         ("csrc/group.c", "    release_buffers(group);\n    for", "    for"),
     ],
     "no staging": [("csrc/op.c", "    cc__saved_restore(&op->saved);\n", "")],
-    "stale vote": [("csrc/group.c", "if (frame->epoch != group->epoch) return;", "")],
     "success at a majority of votes": [
         (
             "csrc/agree/commit.c",

@@ -34,7 +34,7 @@ EVERY = (
     *("record: " + cause for cause in ("boundary", "lost", "link", "deadline", "mismatch")),
     *("out: " + error for error in ("Closed", "Evicted", "CoordinatorLost")),
     *("told: " + status for status in ("peer lost", "group too small", "mismatch", "timed out")),
-    *("told: " + status for status in ("evicted", "closed", "coordinator lost")),
+    *("told: " + status for status in ("evicted", "coordinator lost")),
     *("message: " + status for status in ("ok", "peer lost")),
 )
 """What a batch of some thousand lives has to reach."""
