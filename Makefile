@@ -19,6 +19,12 @@ SOAK ?= --seconds 600
 # Which fleets to simulate: make sim SIM="--seeds 100 --first 5000"
 SIM ?= --seeds 10000
 
+# What else for the chaos test: make chaos CHAOS="--seed 7 --faults 60"
+CHAOS ?=
+
+# How much of the recovery benchmark: make bench-recovery RECOVERY="--kills 5 --silent 2 --down 5"
+RECOVERY ?= --json build/bench/recovery.json --markdown build/bench/recovery.md
+
 VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
@@ -40,7 +46,8 @@ CMAKE = $(BIN)/cmake -S . -G Ninja -DCOLLECTIVES_TESTS=ON --log-level=WARNING
 NINJA = $(BIN)/cmake --build
 CTEST = $(BIN)/ctest --output-on-failure --parallel $(JOBS)
 
-.PHONY: build demo bench test test-c test-python test-torch test-huge sim soak lint format docs \
+.PHONY: build demo bench bench-recovery test test-c test-python test-torch test-huge sim soak chaos \
+	lint format docs \
 	sanitize asan tsan clean
 .DELETE_ON_ERROR:
 
@@ -52,6 +59,10 @@ demo: $(STAMPS)/build
 bench: $(STAMPS)/build
 	mkdir -p build/bench
 	$(BIN)/python benchmarks/compare.py $(BENCH)
+
+bench-recovery: $(STAMPS)/build
+	mkdir -p build/bench
+	$(BIN)/python benchmarks/recovery.py $(RECOVERY)
 
 test: test-c test-python
 
@@ -78,6 +89,10 @@ sim: $(STAMPS)/test
 
 soak: $(STAMPS)/test
 	PYTHONPATH=tests/python $(BIN)/python tests/soak/soak.py $(SOAK)
+
+# As root with blackholes; without it the run says that they are left out.
+chaos: $(STAMPS)/test
+	$(BIN)/python tests/chaos/chaos.py $(CHAOS)
 
 lint: $(STAMPS)/dev
 	$(BIN)/ruff check .

@@ -9,15 +9,17 @@ from __future__ import annotations
 import atexit
 import contextlib
 import hashlib
+import os
 import threading
 import weakref
 from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
-from collectives import messages
+from collectives import messages, trace
 from collectives._core import lib
 from collectives.agent import Agent
 from collectives.core import Context
@@ -243,6 +245,18 @@ class Communicator(ObjectOperations):
             self._context.close(abort=abort)
         else:
             self._agent.close_subgroup(self._seat)
+
+    def trace(self, path: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+        """What this peer did lately, in all its groups, as a Chrome trace object; with `path` it is
+        written there as well. Perfetto opens it, and ``collectives trace merge`` joins those of
+        several peers: docs/trace.md. At any time, also after a failure and after `close`.
+
+        Raises OSError: the file could not be written.
+        """
+        found = trace.snapshot(self._context, self._agent.root, self._id)
+        if path is not None:
+            trace.write(found, path)
+        return found
 
     def __enter__(self) -> Communicator:
         return self

@@ -34,7 +34,7 @@ class Timeouts:
     beat: float = 0.2
     """A link without other traffic carries a heartbeat this often."""
     dead: float = 2.0
-    """A peer silent for so long on a link is suspected of having died."""
+    """A peer silent for so long on a link, that others do not reach either, is taken for dead."""
     connect: float = 5.0
     """A dial and its handshake, or the coordinator's first answer, take at most so long."""
     linger: float = 1.0
@@ -48,11 +48,14 @@ class Timeouts:
     found gone, is dead at once; whom not all accuse, after fifteen times `dead`.)"""
     joiner_lost: float = 5.0
     """A joiner that the coordinator has not heard for so long is dropped."""
+    suspect: float | None = None
+    """Others are asked about a peer that was silent for so long on a link, and the link is led
+    through one of them if that reaches it. None: half of `dead`."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name == "settle" and value is None:
+            if field.default is None and value is None:
                 continue
             if not isinstance(value, (int, float)) or isinstance(value, bool):
                 raise TypeError(f"timeouts: {field.name} must be a number of seconds")
@@ -63,11 +66,21 @@ class Timeouts:
                 f"timeouts: dead ({self.dead:g} s) must be at least twice beat ({self.beat:g} s), "
                 "or one late heartbeat looks like a death"
             )
+        if not self.beat <= self.suspect_time < self.dead:
+            raise ValueError(
+                f"timeouts: suspect ({self.suspect_time:g} s) must lie between beat "
+                f"({self.beat:g} s) and dead ({self.dead:g} s)"
+            )
 
     @property
     def settle_time(self) -> float:
         """`settle`, or what it is by default."""
         return self.dead if self.settle is None else self.settle
+
+    @property
+    def suspect_time(self) -> float:
+        """`suspect`, or what it is by default."""
+        return self.dead / 2 if self.suspect is None else self.suspect
 
     def scaled(self, factor: float) -> Timeouts:
         """These times, each multiplied."""

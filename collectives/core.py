@@ -5,14 +5,15 @@ Nothing is decided here. Every method may be called from any thread.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from collectives import messages
 from collectives._core import ffi, lib
 from collectives.config import Timeouts
 from collectives.errors import from_status
-from collectives.events import Prepared, Ready, Sealed
+from collectives.events import Event, Prepared, Ready, Sealed, Told
 
 _MESSAGE = int(lib.CC_MESSAGE_MAX)
 
@@ -28,7 +29,13 @@ def milliseconds(seconds: float) -> int:
 
 
 class Context:
-    """A cc_context. `options` are fields of cc_options by name."""
+    """A cc_context. `options` are fields of cc_options by name.
+
+    Attributes:
+        run: names the run: a hash of its token, which is secret; "" before that is known.
+        on_failure: called with a status and an epoch when an operation has failed, by who waits for
+            it, and when this peer has been expelled, by who did it.
+    """
 
     def __init__(self, peer_id: bytes, timeouts: Timeouts, **options: Any) -> None:
         native = ffi.new("cc_options *")
@@ -38,6 +45,7 @@ class Context:
         native.timeouts.dead_ms = milliseconds(timeouts.dead)
         native.timeouts.connect_ms = milliseconds(timeouts.connect)
         native.timeouts.linger_ms = milliseconds(timeouts.linger)
+        native.timeouts.suspect_ms = milliseconds(timeouts.suspect_time)
         keep = []
         for name, value in options.items():
             if isinstance(value, str):
@@ -52,6 +60,8 @@ class Context:
             raise from_status(status, text(message))
         self.native = ffi.gc(out[0], lib.cc_context_free)
         self._event = ffi.new("cc_event *")
+        self.run = ""
+        self.on_failure: Callable[[int, int], None] = lambda status, epoch: None
 
     # ---- what the courier calls (collectives.events.Core) ------------------------------------
 
@@ -61,6 +71,7 @@ class Context:
         return text(out)
 
     def set_token(self, token: bytes) -> None:
+        self.run = hashlib.blake2b(token, digest_size=8, person=b"cc trace").hexdigest()
         lib.cc_context_set_token(self.native, token)
 
     def _members(self, members: Sequence[messages.Member]) -> Any:
@@ -95,6 +106,33 @@ class Context:
         native.lanes, native.n_lanes = lanes, len(record.lanes)
         self._check(lib.cc_install(self.native, native), "installing an epoch")
 
+    def record(self, last: messages.Epoch) -> messages.Epoch | None:
+        room = len(last.members)
+        native, members = ffi.new("cc_epoch *"), ffi.new("cc_member[]", room)
+        lanes = ffi.new("cc_outcome[]", int(lib.CC_REPORT_LANES_MAX))
+        detail = ffi.new("char[]", int(lib.CC_DETAIL_MAX))
+        status = lib.cc_record(self.native, last.group, native, members, room, lanes, detail)
+        if status != lib.CC_OK:
+            return None
+        present = {bytes(member.id.bytes) for member in members[0 : native.n_members]}
+        return messages.Epoch(
+            group=last.group,
+            epoch=native.epoch,
+            cause=messages.Cause(native.cause),
+            world=native.world,
+            min_size=native.min_size,
+            lost=bytes(native.lost.bytes),
+            lost_rank=native.lost_rank,
+            members=tuple(member for member in last.members if member.id in present),
+            lanes=tuple(
+                messages.Outcome(lane.lane, lane.committed, lane.failed, lane.posted)
+                for lane in lanes[0 : native.n_lanes]
+            ),
+            detail=text(detail),
+            latency_ns=native.network.latency_ns,
+            bytes_per_s=native.network.bytes_per_s,
+        )
+
     def prepare(self, serial: int, members: Sequence[messages.Member]) -> None:
         native = self._members(members)
         status = lib.cc_prepare(self.native, serial, native, len(members))
@@ -109,6 +147,7 @@ class Context:
     def expel(self, group: int, status_name: str, reason: str) -> None:
         status = getattr(lib, f"CC_{status_name}")
         lib.cc_expel(self.native, group, status, reason.encode()[: _MESSAGE - 1])
+        self.on_failure(status, 0)
 
     def close_group(self, group: int) -> None:
         lib.cc_group_close(self.native, group)
@@ -116,12 +155,14 @@ class Context:
     def fd(self) -> int:
         return int(lib.cc_context_fd(self.native))
 
-    def next_event(self) -> Sealed | Ready | Prepared | None:
+    def next_event(self) -> Event | None:
         event = self._event
         if lib.cc_next_event(self.native, event) != lib.CC_OK:
             return None
         if event.kind == lib.CC_EVENT_READY:
             return Ready(event.group, event.epoch)
+        if event.kind == lib.CC_EVENT_TOLD:
+            return Told(event.group, event.epoch)
         if event.kind == lib.CC_EVENT_PREPARED:
             return Prepared(
                 ok=event.status == lib.CC_OK,
@@ -130,9 +171,9 @@ class Context:
                 latency_ns=event.network.latency_ns,
                 bytes_per_s=event.network.bytes_per_s,
             )
-        return Sealed(self._report(event.report))
+        return Sealed(self._report(event.report, bytes(event.peer.bytes)))
 
-    def _report(self, native: Any) -> messages.Report:
+    def _report(self, native: Any, of: bytes) -> messages.Report:
         return messages.Report(
             group=native.group,
             epoch=native.epoch,
@@ -154,6 +195,7 @@ class Context:
                 for i in range(lane.n_calls)
                 if lane.calls[i]
             ),
+            of=of,
         )
 
     # ---- the end ----------------------------------------------------------------------------

@@ -24,15 +24,16 @@ from collectives.errors import (
     Evicted,
     Refused,
 )
-from collectives.events import Core, Link, Ready, Sealed
+from collectives.events import Core, Link, Ready, Sealed, Told
 from collectives.joiner import Joiner
-from collectives.messages import Epoch, Join, Member
+from collectives.messages import NO_PEER, Epoch, Join, Member
 from collectives.openings import Openings
 from collectives.seat import Seat
 
 log = logging.getLogger("collectives.agent")
 
 REPORT_S = 0.5
+CARRY_S = 2.0  # reports of others: their agents most likely say the same, more often
 PING_S = 1.0
 
 
@@ -74,6 +75,7 @@ class Courier:
         self._link: Link | None = None
         self._started = self._heard_at = self._next_ping = 0.0
         self._term = 0  # the coordinator's, the greatest heard as a member
+        self._stranger_to = ""  # what a coordinator said that does not know this peer
 
     # ---- for who drives it -----------------------------------------------------------------------
 
@@ -98,6 +100,8 @@ class Courier:
         for seat in self._seats.values():
             if seat.report is not None:
                 times.append(self._report_again(seat, seat.report, now))
+            if seat.carried:
+                times.append(self._carry_again(seat, now))
         times.append(self._look_for_coordinator(now))
         return min(times)
 
@@ -107,14 +111,18 @@ class Courier:
         self._openings.again()
         self._next_ping = 0.0
         for seat in self._seats.values():
-            seat.next_report = 0.0
+            seat.next_report = seat.next_carried = 0.0
 
     def take(self, message: messages.ToPeer, now: float) -> None:
         """Acts on a message of the coordinator, and on what the core made of it."""
-        if self.root.ended is None and not self._is_stale(message):
-            self._heard_at = now
+        if self.root.ended is not None or self._is_stale(message):
+            return
+        self._heard_at = now
+        if isinstance(message, messages.Unknown):
+            self._take_unknown(message)
+        else:
             self._act(message)
-            self.take_events(now)
+        self.take_events(now)
 
     def take_events(self, now: float) -> None:
         """Takes all events out of the core and acts on them at once."""
@@ -125,6 +133,8 @@ class Courier:
                 seat = self._seats.get(event.group)
                 if seat and seat.current and event.epoch == seat.current.epoch:
                     self._to.send(messages.Installed(event.group, event.epoch, True))
+            elif isinstance(event, Told):
+                self._take_told(event.group)
             elif self.root.current is None:
                 self.joiner.take_prepared(self._to, event)
 
@@ -168,7 +178,8 @@ class Courier:
     # ---- time ------------------------------------------------------------------------------------
 
     def _report_again(self, seat: Seat, report: messages.Report, now: float) -> float:
-        lost_at = max(self._heard_at, seat.report_since) + self._timeouts.coordinator_lost
+        heard = 0.0 if seat.is_unknown else self._heard_at
+        lost_at = max(heard, seat.report_since) + self._timeouts.coordinator_lost
         if now >= lost_at:
             self.fail(
                 CoordinatorLost(
@@ -181,6 +192,13 @@ class Courier:
             self._to.send(report)
             seat.next_report = now + REPORT_S
         return min(seat.next_report, lost_at)
+
+    def _carry_again(self, seat: Seat, now: float) -> float:
+        if now >= seat.next_carried:
+            for report in seat.carried.values():
+                self._to.send(report)
+            seat.next_carried = now + CARRY_S
+        return seat.next_carried
 
     def _look_for_coordinator(self, now: float) -> float:
         """Gives up if nobody has ever answered. Returns when it will."""
@@ -195,11 +213,27 @@ class Courier:
 
     def _take_report(self, report: messages.Report, now: float) -> None:
         seat = self._seats.get(report.group)
+        if report.of != NO_PEER:
+            if seat and seat.carry(report, now, CARRY_S):
+                self._to.send(report)
+            return
         known = seat.report if seat else None
         if seat and seat.take_report(report, now, REPORT_S):
             self._to.send(report)
             if report != known:
                 self._tell(seat, logs.report_text, report, seat.current)
+
+    def _take_told(self, group: int) -> None:
+        """The core is ahead of the coordinator's record, which other members have got."""
+        seat = self._seats.get(group)
+        if seat is None or seat.current is None:
+            return
+        record = self._core.record(seat.current)
+        if record is not None and record.epoch > seat.current.epoch:
+            assert seat.published is not None
+            staying = {member.id for member in record.members}
+            named = tuple(m for m in seat.published.members if m.id in staying)
+            self._take_installed(seat, record, replace(record, members=named))
 
     # ---- from the coordinator --------------------------------------------------------------------
 
@@ -231,6 +265,7 @@ class Courier:
         elif isinstance(message, (messages.Seal, messages.Evicted, messages.Pending)):
             seat = self._seats.get(message.group)
             if seat is not None:
+                seat.is_unknown = False
                 self._take_for(seat, message)
             elif isinstance(message, messages.Seal):
                 self._take_foreign(message.group)
@@ -262,6 +297,7 @@ class Courier:
         if seat is None:
             self._take_foreign(message.group)
             return
+        seat.is_unknown = False
         if seat.current is not None and message.epoch <= seat.current.epoch:
             # The coordinator did not hear that it is installed.
             self._to.send(messages.Installed(message.group, seat.current.epoch, False))
@@ -272,15 +308,18 @@ class Courier:
         except (OSError, ValueError, CollectivesError) as error:
             self._cannot_install(seat, message, error)
             return
-        before = seat.current
+        self._take_installed(seat, record, message)
+
+    def _take_installed(self, seat: Seat, record: Epoch, published: Epoch) -> None:
+        before, seat.published = seat.current, published
         seat.take_record(record)
-        self._to.send(messages.Installed(message.group, message.epoch, False))
+        self._to.send(messages.Installed(record.group, record.epoch, False))
         self._tell(seat, logs.epoch_text, record, before, self._join.id)
         if seat is self.root and self._on_epoch is not None:
             try:
                 self._on_epoch(record)
             except Exception:  # it is the owner's code; the courier goes on
-                log.exception("on_epoch failed for epoch %d", message.epoch)
+                log.exception("on_epoch failed for epoch %d", record.epoch)
 
     def _cannot_install(self, seat: Seat, message: Epoch, error: Exception) -> None:
         if seat.ended is not None:
@@ -299,6 +338,22 @@ class Courier:
         if log.isEnabledFor(logging.INFO):
             name = repr(self._join.group) if seat is self.root else str(seat.group)
             log.info("group %s: %s", name, text(*about))
+
+    def _take_unknown(self, message: messages.Unknown) -> None:
+        """The coordinator does not know this member: it has lost, or never had, what the one had
+        that this peer joined. Until that is repaired nothing can be decided."""
+        seat, welcome = self._seats.get(message.group), self.joiner.welcome
+        if seat is None or seat.current is None or welcome is None:
+            return
+        if message.reason != self._stranger_to:
+            log.warning("the coordinator at %s: %s", self._url, message.reason)
+            self._stranger_to = message.reason
+        seat.is_unknown |= not message.recover
+        for each in self._seats.values() if message.recover else ():  # the first is the root
+            if each.published is not None:
+                is_subgroup = each is not self.root
+                about = self._term, welcome.token, is_subgroup, self._join
+                self._to.send(messages.Claim(*about, each.published))
 
     # ---- subgroups -------------------------------------------------------------------------------
 

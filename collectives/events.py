@@ -15,7 +15,8 @@ from collectives.messages import NO_PEER, Epoch, Member, Report, ToCoordinator
 
 @dataclass(frozen=True)
 class Sealed:
-    """The core sealed an epoch, or has more evidence on it."""
+    """The core sealed an epoch, or has more evidence on it; or another member's core has, and sent
+    its report along: `report.of` names that one."""
 
     report: Report
 
@@ -40,7 +41,15 @@ class Prepared:
     bytes_per_s: int = 0
 
 
-Event = Sealed | Ready | Prepared
+@dataclass(frozen=True)
+class Told:
+    """Another member told the core of this epoch, and it is installed: `Core.record` has it."""
+
+    group: int
+    epoch: int
+
+
+Event = Sealed | Ready | Prepared | Told
 
 
 class Core(Protocol):
@@ -54,6 +63,10 @@ class Core(Protocol):
 
     def install(self, epoch: Epoch) -> None:
         """Installs a record; one that is not newer than the installed one is ignored."""
+
+    def record(self, last: Epoch) -> Epoch | None:
+        """The record that is installed in the group of `last`, if it came of that one by failures
+        alone, so that its members are among those; or None."""
 
     def prepare(self, serial: int, members: Sequence[Member]) -> None:
         """Starts the rehearsal of the joiner with this serial; `Prepared` follows."""

@@ -148,7 +148,8 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Report:
-    """What I froze when I sealed this epoch: see cc_report."""
+    """What I froze when I sealed this epoch: see cc_report; or what the member `of` did, whose own
+    agent may be late."""
 
     TYPE: ClassVar[str] = "report"
     group: GroupNumber
@@ -160,6 +161,7 @@ class Report:
     evidence: Annotated[tuple[Evidence, ...], Within(0, EVIDENCE_MAX)]
     detail: Reason = ""
     calls: Annotated[tuple[Call, ...], Within(0, CALLS_MAX)] = ()
+    of: Id = NO_PEER
 
     def check(self) -> None:
         distinct("lanes", [lane.lane for lane in self.lanes])

@@ -34,8 +34,11 @@ class Seat:
         self.current: Epoch | None = None
         self.pending = 0
         self.ended: CollectivesError | None = None
+        self.published: Epoch | None = None  # `current` as it came, with names of hosts
+        self.is_unknown = False  # to the coordinator that was heard last
         self.report: Report | None = None  # sent again until it is answered by a record
-        self.report_since = self.next_report = 0.0
+        self.carried: dict[bytes, Report] = {}  # those of other members, likewise
+        self.report_since = self.next_report = self.next_carried = 0.0
         self._changed = threading.Condition()
 
     # ---- for any thread --------------------------------------------------------------------------
@@ -79,6 +82,7 @@ class Seat:
                 return False
             self.ended = error
             self.report = None
+            self.carried = {}
             self._changed.notify_all()
         return True
 
@@ -87,6 +91,7 @@ class Seat:
     def take_record(self, record: Epoch) -> None:
         if self.report is not None and self.report.epoch < record.epoch:
             self.report = None
+        self.carried = {of: r for of, r in self.carried.items() if r.epoch >= record.epoch}
         with self._changed:
             if self.settled is None or record.cause is Cause.BOUNDARY:
                 self.settled = record
@@ -100,4 +105,13 @@ class Seat:
         if self.report is None or self.report.epoch != report.epoch:
             self.report_since = now
         self.report, self.next_report = report, now + repeat_s
+        return True
+
+    def carry(self, report: Report, now: float, repeat_s: float) -> bool:
+        """Whether a report of another member is to be sent. It may be of an epoch that this peer
+        has yet to install."""
+        if self.current is None or report.epoch < self.current.epoch:
+            return False
+        self.carried[report.of] = report
+        self.next_carried = now + repeat_s
         return True

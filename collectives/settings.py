@@ -72,6 +72,12 @@ def _name(what: str) -> Kind:
     )
 
 
+_FOLDER = Kind(
+    str,
+    "the path of a folder",
+    str,
+    lambda path: path.isprintable() and path.strip() == path and 0 < len(path) < 4096,
+)
 _URL = Kind(
     type=str,
     allowed=f"a URL, cc://host:{DEFAULT_PORT}",
@@ -140,6 +146,17 @@ class Settings:
         0,
         "Receive buffer of each socket. With a few KiB TCP can come to a stand.",
         "0: the system's",
+    )
+    trace: int = _row(
+        _whole(0, 1 << 20),
+        16384,
+        "Events that the flight recorder keeps, up to a power of two; 64 bytes each. 0: none.",
+    )
+    trace_dir: str | None = _row(
+        _FOLDER,
+        None,
+        "Where a trace is written when an operation fails or this peer is evicted: docs/trace.md.",
+        "nowhere",
     )
     from_variables: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)
     """The fields that a variable has set. Not a setting itself."""

@@ -62,7 +62,8 @@ class Work:
     """
 
     __slots__ = (
-        *("__weakref__", "_finished", "_given", "_handle", "_name", "_target", "_undelivered"),
+        *("__weakref__", "_failed", "_finished", "_given", "_handle", "_name", "_target"),
+        "_undelivered",
     )
 
     def __init__(
@@ -72,12 +73,14 @@ class Work:
         given: Buffer | None,
         target: Buffer | Parts | None,
         finished: Callable[[Work], None],
+        failed: Callable[[int, int], None],
     ) -> None:
         self._handle = ffi.gc(handle, lib.cc_work_free)
         self._name = name
         self._given = given  # kept alive, as the core may read it
         self._target = target
         self._finished = finished
+        self._failed = failed
         self._undelivered = threading.Lock() if target is not None and target.is_copy else None
 
     @property
@@ -114,6 +117,7 @@ class Work:
         if status == lib.CC_OK:
             return self._deliver()
         native = self._native_info()
+        self._failed(status, int(native.epoch))
         raise from_status(
             status,
             text(native.message),

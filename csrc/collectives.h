@@ -1,4 +1,5 @@
-/* collectives: fault-tolerant collective communication. The one public C header.
+/* collectives: fault-tolerant collective communication. The public C header; collectives_trace.h has
+ * the flight recorder besides.
  *
  * A process opens a cc_context: one identity (peer id), one listening transport, links to other
  * peers and the groups it is a member of. Who is a member is decided elsewhere (the coordinator);
@@ -103,6 +104,7 @@ typedef struct cc_timeouts {
     uint32_t dead_ms;    /* a link silent for so long is evidence of death */
     uint32_t connect_ms; /* a dial or handshake that takes longer has failed */
     uint32_t linger_ms;  /* an orderly close waits at most so long */
+    uint32_t suspect_ms; /* a link silent for so long: others are asked; 0: half of dead_ms */
 } cc_timeouts;
 
 typedef struct cc_options {
@@ -120,6 +122,7 @@ typedef struct cc_options {
     uint32_t io_max_bytes; /* tests: no read or write moves more than this; 0: no limit */
     int manual;            /* tests: no thread; the caller drives with cc_step */
     void *world;           /* transport "sim": the cc_sim to live in */
+    uint32_t trace_events; /* kept by the flight recorder (collectives_trace.h); 0: none */
 } cc_options;
 
 typedef struct cc_context cc_context;
@@ -216,6 +219,13 @@ typedef struct cc_epoch {
  * there are too many groups. */
 cc_status cc_install(cc_context *context, const cc_epoch *epoch);
 
+/* The record of the installed epoch: it may be one that another member told of, and that cc_install
+ * will only be given later. What it points to is copied to the caller's memory, for `room` members,
+ * CC_REPORT_LANES_MAX lanes and CC_DETAIL_MAX bytes. CC_INVALID: none is installed. CC_NO_MEMORY:
+ * there are more members than that. */
+cc_status cc_record(cc_context *context, uint32_t group, cc_epoch *out, cc_member *members,
+                    uint32_t room, cc_outcome *lanes, char *detail);
+
 /* A joiner's rehearsal: connects to everyone named but itself; CC_EVENT_PREPARED tells the result.
  * `serial` is its own order of arrival: it dials those that came before it. */
 cc_status cc_prepare(cc_context *context, uint32_t serial, const cc_member *members,
@@ -279,9 +289,10 @@ typedef struct cc_report {
 #define CC_WANT_LEAVE 2u /* this peer leaves */
 
 typedef enum cc_event_kind {
-    CC_EVENT_SEALED = 1, /* report: for the coordinator */
+    CC_EVENT_SEALED = 1, /* report: for the coordinator; of `peer`, or, if that is zero, this one */
     CC_EVENT_READY,      /* every member has installed `epoch`, as far as this peer's links tell */
     CC_EVENT_PREPARED,   /* status: CC_OK, or why a dial failed, and to whom in `peer` */
+    CC_EVENT_TOLD,       /* another member told of `epoch`, and it is installed: see cc_record */
 } cc_event_kind;
 
 typedef struct cc_event {

@@ -3,6 +3,7 @@
 #include "csrc/context.h"
 
 #include "csrc/base/pool.h"
+#include "csrc/mend.h"
 
 #include <errno.h>
 #include <string.h>
@@ -123,13 +124,32 @@ static void on_rehearsed(cc_context *context, const cc__link_event *event) {
     await_gauges(context);
 }
 
+static void trace_link(cc_context *context, const cc__link_event *event) {
+    cc_trace_kind kind;
+    switch (event->kind) {
+    case CC__LINK_CONNECTED: kind = CC_TRACE_LINK_UP; break;
+    case CC__LINK_MENDED: kind = CC_TRACE_LINK_MENDED; break;
+    case CC__LINK_LOST: kind = CC_TRACE_LINK_LOST; break;
+    case CC__LINK_EVIDENCE: kind = CC_TRACE_EVIDENCE; break;
+    default: return;
+    }
+    cc__link_trace(&context->links, event->link, kind, event->status, event->evidence);
+}
+
 static void on_link_event(cc_context *context, const cc__link_event *event) {
     cc__group *group;
     cc__channel *channel = event->channel;
+    trace_link(context, event);
     switch (event->kind) {
     case CC__LINK_CONNECTED:
         for (uint32_t i = 0; i < context->n_groups; i++)
             cc__group_on_connected(context->groups[i], event->link);
+        on_rehearsed(context, event);
+        break;
+    case CC__LINK_MENDED:
+        for (uint32_t i = 0; i < context->n_groups; i++)
+            cc__group_on_mended(context->groups[i], event->link);
+        cc__links_resumed(&context->links, event->link);
         on_rehearsed(context, event);
         break;
     case CC__LINK_LOST:
@@ -140,7 +160,10 @@ static void on_link_event(cc_context *context, const cc__link_event *event) {
         break;
     case CC__LINK_FRAME:
         group = cc__context_group(context, channel->frame.group, false);
-        if (group)
+        if (channel->frame.type == CC__RESUMED)
+            for (uint32_t i = 0; i < context->n_groups; i++)
+                cc__group_on_resumed(context->groups[i], event->link);
+        else if (group)
             cc__group_on_frame(group, event->link, &channel->frame);
         else
             on_foreign_frame(context, event->link, &channel->frame);
@@ -154,7 +177,10 @@ static void on_link_event(cc_context *context, const cc__link_event *event) {
         break;
     case CC__LINK_PAYLOAD:
         group = cc__context_group(context, channel->frame.group, false);
-        if (group) cc__group_on_payload(group, channel);
+        if (group && channel->frame.type == CC__RESUME)
+            cc__group_on_resume(group, channel);
+        else if (group)
+            cc__group_on_payload(group, channel);
         break;
     case CC__LINK_SENT:
         if (event->owner) cc__op_sent(event->owner, event->move, event->bytes);
@@ -177,6 +203,15 @@ static void drain_links(cc_context *context) {
     }
 }
 
+/* Another member brought an epoch, as else cc_install does. */
+static void on_told(cc_context *context, cc__group *group) {
+    if (!group->dispatch.told) return;
+    group->dispatch.told = false;
+    cc__context_drop_strangers(context);
+    context->more = true;
+    context->epochs++;
+}
+
 static void raise_event(cc_context *context) {
     if (context->event_raised) return;
     context->event_raised = true;
@@ -193,6 +228,7 @@ void cc__context_collect(cc_context *context) {
         const cc__group *group = context->groups[i];
         finished += group->finished + group->pairs.finished;
         due |= group->report_due || group->ready_due;
+        due |= group->dispatch.told_due || group->dispatch.letters_due;
     }
     if (due) raise_event(context);
     if (finished == context->finished) return;
@@ -214,7 +250,7 @@ bool cc__context_step(cc_context *context) {
         cc__links_feed(links, &events[i]);
         drain_links(context);
     }
-    int64_t now = cc__now(&context->clock), next = cc__links_tick(links, now);
+    int64_t now = cc__links_now(links), next = cc__links_tick(links, now);
     context->stepped_ns = now;
     if (now - context->trimmed_ns >= TRIM_NS) {
         context->trimmed_ns = now;
@@ -227,6 +263,7 @@ bool cc__context_step(cc_context *context) {
         context->more |= cc__group_pump(context->groups[i]);
     }
     drain_links(context);
+    for (uint32_t i = 0; i < context->n_groups; i++) on_told(context, context->groups[i]);
     if (now >= context->gauged_ns) {
         context->gauged_ns = CC__NEVER;
         context->prepared_due = true;
@@ -252,12 +289,19 @@ static bool take_event(cc_context *context, cc_event *out) {
         cc__group *group = context->groups[i];
         out->group = group->id;
         out->epoch = group->epoch;
+        if (group->dispatch.told_due) {
+            group->dispatch.told_due = false;
+            out->kind = CC_EVENT_TOLD;
+            return true;
+        }
         if (group->report_due) {
             group->report_due = false;
+            cc__group_trace(group, CC_TRACE_REPORTED, 0, 0, NULL);
             out->kind = CC_EVENT_SEALED;
             out->report = group->report;
             return true;
         }
+        if (cc__dispatch_take(group, out)) return true;
         if (group->ready_due) {
             group->ready_due = false;
             out->kind = CC_EVENT_READY;

@@ -12,10 +12,12 @@ cc__group *cc__group_new(uint32_t id, cc__links *links) {
     group->id = id;
     group->links = links;
     group->deadline_ns = group->pairs.deadline_ns = CC__NEVER;
+    group->dispatch.report_ns = group->dispatch.record_ns = CC__NEVER;
     return group;
 }
 
 static void free_members(cc__group *group) {
+    cc__dispatch_forget(group);
     free(group->members);
     free(group->ranks);
     free(group->member_links);
@@ -55,6 +57,11 @@ bool cc__group_has(const cc__group *group, const cc__link *link) {
 
 /* ---- seal and report ---------------------------------------------------------------------- */
 
+static void report_again(cc__group *group) {
+    group->report_due = true;
+    cc__dispatch_evidence(group);
+}
+
 static void add_evidence(cc__group *group, const cc_peer_id *peer, cc_evidence_kind kind) {
     cc_report *report = &group->report;
     for (uint32_t i = 0; i < report->n_evidence; i++) {
@@ -63,13 +70,13 @@ static void add_evidence(cc__group *group, const cc_peer_id *peer, cc_evidence_k
         bool final = known->kind == CC_EVIDENCE_REFUSED || known->kind == CC_EVIDENCE_GOODBYE;
         if (!final && known->kind != kind) {
             known->kind = kind;
-            group->report_due = true;
+            report_again(group);
         }
         return;
     }
     if (report->n_evidence == CC_REPORT_EVIDENCE_MAX) return; /* others report on the rest */
     report->evidence[report->n_evidence++] = (cc_evidence){*peer, kind};
-    group->report_due = true;
+    report_again(group);
 }
 
 /* What a lane was doing: so that the coordinator can compare calls that never met. */
@@ -126,6 +133,7 @@ void cc__group_seal(cc__group *group, cc_cause cause, const cc_peer_id *suspect,
     group->state = CC__GROUP_SEALED;
     group->report = (cc_report){.group = group->id, .epoch = group->epoch, .cause = cause};
     snprintf(group->report.detail, sizeof group->report.detail, "%s", detail);
+    cc__group_trace(group, CC_TRACE_SEALED, cause, evidence, suspect);
     freeze(group);
     if (suspect) add_evidence(group, suspect, evidence);
     for (uint32_t i = 0; i < group->size; i++)
@@ -134,6 +142,7 @@ void cc__group_seal(cc__group *group, cc_cause cause, const cc_peer_id *suspect,
     for (uint32_t i = 0; i < group->size; i++)
         if (i != group->me) send_abort(group, i);
     group->report_due = true;
+    cc__dispatch_sealed(group);
 }
 
 /* ---- install ------------------------------------------------------------------------------ */
@@ -224,10 +233,11 @@ static void send_installed(cc__group *group, cc__link *link) {
 static void hear_news(cc__group *group, uint32_t member) {
     const cc__link *link = group->member_links[member];
     const cc__news *news = cc__link_news(link, group->id);
-    bool up = link->state == CC__LINK_UP; /* else it is greeted once it is up */
+    bool up = cc__link_lives(link); /* else it is greeted once it is up */
     if (up && news->installed == group->epoch) cc__pair_greet(group, member);
     if (up && news->installed == group->epoch && !group->installed[member]) {
         group->installed[member] = true;
+        cc__group_trace(group, CC_TRACE_PEER_READY, 0, 0, &link->id);
         if (++group->n_installed == group->size) group->ready_due = true;
         if (group->state == CC__GROUP_SEALED) send_abort(group, member);
         for (uint32_t i = 0; i < CC_LANES_MAX && group->state == CC__GROUP_ACTIVE; i++)
@@ -255,6 +265,7 @@ cc_status cc__group_install(cc__group *group, const cc_epoch *record) {
     if (!valid_record(group, record)) return CC_INVALID;
     bool joiner = group->epoch == 0;
     release_buffers(group);
+    cc__dispatch_keep(group, record);
     group->epoch = record->epoch;
     group->reason = (cc__reason){.cause = record->cause,
                                  .lost = record->lost,
@@ -268,6 +279,7 @@ cc_status cc__group_install(cc__group *group, const cc_epoch *record) {
     group->min_size = record->min_size;
     if (record->cause == CC_CAUSE_BOUNDARY) group->joiners = 0;
     group->report_due = group->ready_due = false;
+    cc__group_trace(group, CC_TRACE_INSTALLED, record->cause, record->n_members, NULL);
     cc_status status = set_members(group, record);
     if (status == CC_OK) status = set_lanes(group, record, joiner);
     if (status == CC_OK) status = connect_members(group);
@@ -292,6 +304,7 @@ cc_status cc__group_install(cc__group *group, const cc_epoch *record) {
 
 void cc__group_end(cc__group *group, cc_status why, const char *message) {
     if (group->state == CC__GROUP_ENDED) return;
+    cc__group_trace(group, CC_TRACE_GROUP_ENDED, why, 0, NULL);
     release_buffers(group);
     group->state = CC__GROUP_ENDED;
     group->end = why;
@@ -412,5 +425,7 @@ static int64_t tick_lanes(cc__group *group, int64_t now) {
 
 int64_t cc__group_tick(cc__group *group, int64_t now) {
     int64_t lanes = tick_lanes(group, now), pairs = cc__pair_tick(group, now);
-    return lanes < pairs ? lanes : pairs;
+    int64_t next = cc__dispatch_tick(group, now);
+    if (lanes < next) next = lanes;
+    return pairs < next ? pairs : next;
 }

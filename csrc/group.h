@@ -2,11 +2,12 @@
  *
  * group.c is membership (install, seal, report, what links tell), lane.c the operations (post,
  * votes, commit). All calls are made under the context's lock; nothing blocks, nothing calls up:
- * what the context has to pass on is left in `finished`, `report_due` and `ready_due`. */
+ * what the context has to pass on is left in `finished`, `report_due`, `ready_due` and `dispatch`. */
 #ifndef CC_GROUP_H
 #define CC_GROUP_H
 
 #include "csrc/agree/commit.h"
+#include "csrc/dispatch.h"
 #include "csrc/pair.h"
 
 typedef enum cc__group_state {
@@ -79,6 +80,7 @@ struct cc__group {
     cc__lane *lanes[CC_LANES_MAX];
     cc__op *active; /* started and not yet done */
     cc_report report;
+    cc__dispatch dispatch;
 
     /* for the context */
     bool report_due, ready_due;
@@ -88,6 +90,15 @@ struct cc__group {
 
     cc__pairs pairs;
 };
+
+/* Records an event of the group that happens now. `peer` may be NULL. */
+static inline void cc__group_trace(const cc__group *group, cc_trace_kind kind, uint32_t code,
+                                   uint64_t value, const cc_peer_id *peer) {
+    cc_trace_event event = {.kind = (uint8_t)kind, .code = (uint8_t)code, .value = value};
+    event.group = group->id;
+    event.epoch = group->epoch;
+    cc__links_trace(group->links, event, peer);
+}
 
 cc__group *cc__group_new(uint32_t id, cc__links *links);
 void cc__group_free(cc__group *group);

@@ -80,10 +80,12 @@ const cc__notice *cc__lane_notice(const cc__lane *lane, uint32_t member, uint64_
 void cc__lane_complete(cc__group *group, cc__lane *lane, cc__op *op, cc_status status,
                        const char *message) {
     cc__op_delist(op);
+    if (op->started && !op->done) cc__links_release(group->links, op); /* what is sent once more */
     lane->ops[op->sequence % CC_INFLIGHT_MAX] = NULL;
     lane->n_open--;
     group->n_open--;
     group->finished++;
+    cc__op_trace(op, group->links, CC_TRACE_ENDED, status, NULL);
     cc__op_finish(op, status, message);
 }
 
@@ -180,7 +182,7 @@ static void succeed(cc__group *group, cc__lane *lane, cc__op *op) {
 }
 
 static void decide_committed(cc__group *group, cc__lane *lane, cc__op *op) {
-    if (!op->done) { /* no right coordinator says so: this peer never reported it as done */
+    if (op->sequence > lane->done) { /* no right coordinator says so: it was not reported as done */
         cc__op_abandon(op, group->links, true);
         cc__lane_complete(group, lane, op, CC_OUTCOME_UNKNOWN,
                           "the coordinator committed an operation that this peer has not done");
@@ -235,7 +237,10 @@ static void commit(cc__group *group, cc__lane *lane, uint64_t from) {
     for (uint64_t sequence = from + 1; sequence <= lane->tally.committed; sequence++) {
         cc__op *op = cc__lane_op(lane, sequence);
         if (op == NULL) continue;
-        if (op->request.kind == CC_BOUNDARY && all_wishes(group, lane, op)) {
+        bool is_boundary = op->request.kind == CC_BOUNDARY;
+        uint32_t wishes = is_boundary ? all_wishes(group, lane, op) : 0;
+        if (is_boundary) cc__group_trace(group, CC_TRACE_BOUNDARY, 0, wishes, NULL);
+        if (wishes) {
             cc__group_seal(group, CC_CAUSE_BOUNDARY, NULL, 0, "");
             return; /* it completes with the record; nothing comes after it */
         }
@@ -256,6 +261,7 @@ void cc__lane_advance(cc__group *group, cc__lane *lane) {
         lane->done++;
         for (uint32_t i = 0; i < group->size; i++)
             if (i != group->me && group->installed[i]) send_vote(group, op, i);
+        cc__op_trace(op, group->links, CC_TRACE_DONE, op->signature.algorithm, NULL);
     }
     if (lane->done > before) tally(group, lane, group->me, lane->done);
 }

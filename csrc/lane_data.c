@@ -31,6 +31,11 @@ void cc__group_on_want(cc__group *group, cc__channel *channel) {
         cc__pair_on_want(group, (uint32_t)member, channel);
         return;
     }
+    if (cc__dispatch_is_frame(frame)) {
+        void *scratch = member >= 0 ? channel->scratch : NULL;
+        cc__links_place(group->links, channel, scratch, NULL);
+        return;
+    }
     bool current = group->state == CC__GROUP_ACTIVE && frame->epoch == group->epoch;
     cc__lane *lane =
         member >= 0 && current ? cc__lane_of_frame(group, (uint32_t)member, frame) : NULL;
@@ -69,6 +74,7 @@ static bool take_early(cc__group *group, cc__lane *lane, cc__op *op, uint32_t me
         return true;
     }
     if (place) memcpy(place, data, frame->length);
+    cc__op_moved(op, group->links, group->member_links[member]);
     cc__op_take(op, frame, member, place ? place : data);
     op->more = true;
     return true;
@@ -79,6 +85,10 @@ void cc__group_on_payload(cc__group *group, cc__channel *channel) {
     int64_t member = cc__group_member(group, channel->link);
     if (member >= 0 && group->state != CC__GROUP_ENDED && cc__pair_is_frame(frame)) {
         cc__pair_on_payload(group, (uint32_t)member, channel);
+        return;
+    }
+    if (member >= 0 && cc__dispatch_is_frame(frame)) {
+        cc__dispatch_on_payload(group, (uint32_t)member, channel);
         return;
     }
     cc__lane *lane = group->lanes[frame->lane];
@@ -94,6 +104,7 @@ void cc__group_on_payload(cc__group *group, cc__channel *channel) {
     }
     if (op == NULL || channel->in_owner != op) return;
     channel->in_owner = NULL;
+    cc__op_moved(op, group->links, channel->link);
     cc__op_take(op, frame, (uint32_t)member, channel->place);
     op->more = true;
 }
@@ -258,6 +269,8 @@ cc_status cc__group_post(cc__group *group, const cc_request *request, cc__pack *
     if (request->timeout_ms >= 0 && request->timeout_ms < (INT64_MAX - now) / CC__MS)
         op->deadline_ns = now + request->timeout_ms * CC__MS;
     if (op->deadline_ns < group->deadline_ns) group->deadline_ns = op->deadline_ns;
+    op->posted_ns = group->links->now_ns = now;
+    cc__op_trace(op, group->links, CC_TRACE_POSTED, 0, NULL);
     lane->posted++;
     lane->ops[op->sequence % CC_INFLIGHT_MAX] = op;
     lane->n_open++;

@@ -1,4 +1,4 @@
-/* Frames on open streams: a small receiving machine per channel, the control queue, heartbeats.
+/* What comes on open streams: a small receiving machine per channel, events, silence.
  *
  * Receiving: IDLE -> HEADER -> (FRAME event | WANT -> PAYLOAD -> ARRIVED -> PAYLOAD event) -> IDLE.
  * A payload is read to where its operation wants it; one that nobody wants goes to scratch. */
@@ -9,6 +9,7 @@
 
 #define OPS(links) ((links)->transport->ops)
 #define FRAMES_PER_TURN 64 /* of one channel before another has its turn */
+#define SCRAP 0            /* the type of a frame whose payload nobody wants */
 
 void cc__links_start(cc__links *links, cc_transport *transport, const cc_options *options) {
     *links = (cc__links){
@@ -63,7 +64,16 @@ static bool note_frame(cc__links *links, cc__channel *channel) {
     const cc__frame *frame = &channel->frame;
     cc__news *news;
     switch (frame->type) {
-    case CC__BEAT: return false;
+    case SCRAP: return false;
+    case CC__BEAT:
+        if (!cc__session_confirm(&link->session, frame->sequence)) cc__links_accuse(links, link);
+        return false;
+    case CC__SESSION: cc__links_greet(links, link, frame); return false;
+    case CC__RESUME: return link->holding && frame->offset == link->nonce;
+    case CC__RESUMED:
+        if (!link->holding || frame->offset != link->nonce) return false;
+        link->holding = false;
+        return true;
     case CC__BYE:
         if (frame->group) {
             news = news_of(link, frame->group);
@@ -101,9 +111,18 @@ static void start_payload(cc__links *links, cc__channel *channel, void *place, v
 }
 
 void cc__links_place(cc__links *links, cc__channel *channel, void *place, void *owner) {
-    if (channel->phase != CC__PHASE_WANT) return;      /* the link broke in between */
-    if (place == NULL) channel->frame.type = CC__BEAT; /* nobody wants it: as if it were none */
+    if (channel->phase != CC__PHASE_WANT) return; /* the link broke in between */
+    if (place == NULL) channel->frame.type = SCRAP;
     start_payload(links, channel, place, owner);
+}
+
+/* A frame is here as a whole. */
+static void count_frame(cc__links *links, cc__channel *channel) {
+    cc__link *link = channel->link;
+    link->session.received += channel->counted;
+    channel->counted = 0;
+    if (link->session.received - link->session.told >= CC_CONFIRM_BYTES)
+        cc__links_beat(links, link);
 }
 
 /* The header is there. Returns whether there is an event. */
@@ -115,7 +134,9 @@ static bool take_header(cc__links *links, cc__channel *channel, cc__link_event *
         return false;
     }
     channel->phase = CC__PHASE_IDLE;
-    if (frame->type == CC__ABORT) {
+    bool counts = channel->index == 0 && cc__session_counts(frame->type);
+    channel->counted = counts ? CC_HEADER_BYTES + frame->length : 0;
+    if (frame->type == CC__ABORT || frame->type == CC__RESUME) {
         start_payload(links, channel, NULL, NULL);
         return false;
     }
@@ -124,6 +145,7 @@ static bool take_header(cc__links *links, cc__channel *channel, cc__link_event *
         *out = (cc__link_event){CC__LINK_WANT, .link = channel->link, .channel = channel};
         return true;
     }
+    count_frame(links, channel);
     if (!note_frame(links, channel)) return false;
     *out = (cc__link_event){CC__LINK_FRAME, .link = channel->link, .channel = channel};
     return true;
@@ -131,13 +153,14 @@ static bool take_header(cc__links *links, cc__channel *channel, cc__link_event *
 
 static bool take_payload(cc__links *links, cc__channel *channel, cc__link_event *out) {
     channel->phase = CC__PHASE_IDLE;
+    count_frame(links, channel);
     if (!note_frame(links, channel)) return false;
     cc__link_event_kind kind = channel->frame.type == CC__ABORT ? CC__LINK_FRAME : CC__LINK_PAYLOAD;
     *out = (cc__link_event){kind, .link = channel->link, .channel = channel};
     return true;
 }
 
-static void resume_later(cc__links *links, cc__channel *channel) {
+void cc__links_resume_later(cc__links *links, cc__channel *channel) {
     if (channel->resuming) return;
     channel->resuming = true;
     links->n_resuming++;
@@ -156,7 +179,7 @@ static bool advance(cc__links *links, cc__link_event *out) {
         switch (channel->phase) {
         case CC__PHASE_IDLE:
             if (links->budget-- <= 0) {
-                resume_later(links, channel);
+                cc__links_resume_later(links, channel);
                 links->current = NULL;
                 return false;
             }
@@ -205,7 +228,7 @@ void cc__links_feed(cc__links *links, const cc_transport_event *event) {
     case CC_TRANSPORT_RECEIVED:
         channel = cc__links_channel_of(links, event->stream);
         if (channel == NULL) return;
-        cc__watch_heard(&channel->link->watch, &links->detector, cc__now(&links->clock));
+        cc__watch_heard(&channel->link->watch, &links->detector, cc__links_now(links));
         links->current = channel;
         cc__link_event header;
         if (channel->phase == CC__PHASE_PAYLOAD) {
@@ -252,6 +275,11 @@ static bool next_told(cc__links *links, cc__link_event *out) {
             out->kind = CC__LINK_CONNECTED;
             return true;
         }
+        if (link->told_mended) {
+            link->told_mended = false;
+            out->kind = CC__LINK_MENDED;
+            return true;
+        }
         links->pending_first = link->pending_next;
         if (links->pending_first == NULL) links->pending_last = NULL;
         link->in_pending = false;
@@ -273,108 +301,6 @@ void cc__links_accuse(cc__links *links, cc__link *link) {
     cc__links_break(links, link, CC_EVIDENCE_PROTOCOL, CC_PROTOCOL);
 }
 
-/* ---- sending ------------------------------------------------------------------------------ */
-
-void cc__links_flush(cc__links *links, cc__link *link) {
-    cc__channel *control = &link->channels[0];
-    while (!control->sending && link->queue_start < link->queue_end) {
-        size_t bytes = link->queue_end - link->queue_start;
-        if (bytes > CC_SEGMENT_MAX) bytes = CC_SEGMENT_MAX; /* as much as may be released */
-        struct iovec iov = {link->queue + link->queue_start, bytes};
-        link->queue_start += bytes;
-        if (OPS(links)->send(links->transport, control->stream, &iov, 1) == CC_OK) continue;
-        control->sending = true;
-        /* The queue is written again. */
-        OPS(links)->release(links->transport, control->stream, CC_RELEASE_SEND);
-    }
-    if (link->queue_start == link->queue_end) link->queue_start = link->queue_end = 0;
-}
-
-void cc__links_goodbye(cc__links *links) {
-    cc__frame bye = {.type = CC__BYE};
-    for (cc__link *link = links->first, *next; link; link = next) {
-        next = link->next;
-        cc__links_send(links, link, &bye, NULL);
-    }
-}
-
-bool cc__links_drained(const cc__links *links) {
-    for (const cc__link *link = links->first; link; link = link->next)
-        if (link->queue_end > link->queue_start || link->channels[0].sending) return false;
-    return true;
-}
-
-static bool enqueue(cc__link *link, const struct iovec *iov, int count) {
-    size_t bytes = 0;
-    for (int i = 0; i < count; i++) bytes += iov[i].iov_len;
-    size_t needed = link->queue_end + bytes;
-    if (needed > CC_CONTROL_QUEUE_BYTES) return false;
-    if (needed > link->queue_capacity) {
-        size_t capacity = link->queue_capacity ? link->queue_capacity : 4096;
-        while (capacity < needed) capacity *= 2;
-        uint8_t *queue = realloc(link->queue, capacity);
-        if (queue == NULL) return false;
-        link->queue = queue;
-        link->queue_capacity = capacity;
-    }
-    for (int i = 0; i < count; i++) {
-        memcpy(link->queue + link->queue_end, iov[i].iov_base, iov[i].iov_len);
-        link->queue_end += iov[i].iov_len;
-    }
-    return true;
-}
-
-void cc__links_send(cc__links *links, cc__link *link, const cc__frame *frame, const void *payload) {
-    if (link->state != CC__LINK_UP) return;
-    cc__channel *control = &link->channels[0];
-    uint8_t header[CC_HEADER_BYTES];
-    cc__frame_pack(frame, header);
-    union {
-        const void *from;
-        void *to;
-    } data = {payload}; /* an iovec has no const */
-    struct iovec iov[2] = {{header, sizeof header}, {data.to, frame->length}};
-    int count = frame->length ? 2 : 1;
-    link->sent_ns = cc__now(&links->clock);
-    if (control->sending) {
-        if (!enqueue(link, iov, count)) cc__links_break(links, link, CC_EVIDENCE_CLOSED, CC_BUSY);
-        return;
-    }
-    if (OPS(links)->send(links->transport, control->stream, iov, count) == CC_PENDING) {
-        control->sending = true;
-        OPS(links)->release(links->transport, control->stream, CC_RELEASE_SEND);
-    }
-}
-
-static cc__channel *idle_bulk(cc__links *links, cc__link *link) {
-    for (uint32_t tried = 0; tried < links->streams; tried++) {
-        cc__channel *channel = &link->channels[1 + link->next_bulk];
-        link->next_bulk = (link->next_bulk + 1) % links->streams;
-        if (channel->open && !channel->sending) return channel;
-    }
-    return NULL;
-}
-
-cc_status cc__links_send_segment(cc__links *links, cc__link *link, const cc__frame *frame,
-                                 const void *payload, void *owner, uint32_t move) {
-    if (link->state != CC__LINK_UP) return CC_BUSY;
-    cc__channel *channel = idle_bulk(links, link);
-    if (channel == NULL) return CC_BUSY;
-    cc__frame_pack(frame, channel->out_header);
-    union {
-        const void *from;
-        void *to;
-    } data = {payload};
-    struct iovec iov[2] = {{channel->out_header, CC_HEADER_BYTES}, {data.to, frame->length}};
-    cc_status status = OPS(links)->send(links->transport, channel->stream, iov, 2);
-    if (status == CC_OK) return CC_OK;
-    channel->sending = true; /* CC_CLOSED too: the CLOSED event ends the link */
-    channel->out_owner = owner;
-    channel->out_move = move;
-    channel->out_bytes = frame->length;
-    return CC_PENDING;
-}
-
 void cc__links_release(cc__links *links, const void *owner) {
     for (cc__link *link = links->first; link; link = link->next) {
         for (uint32_t i = 0; i <= links->streams; i++) {
@@ -384,7 +310,7 @@ void cc__links_release(cc__links *links, const void *owner) {
             if (in) {
                 channel->in_owner = NULL;
                 channel->place = channel->scratch;
-                channel->frame.type = CC__BEAT;
+                channel->frame.type = SCRAP;
             }
             if (out) channel->out_owner = NULL;
             int what = (in ? CC_RELEASE_RECV : 0) | (out ? CC_RELEASE_SEND : 0);
@@ -398,14 +324,11 @@ void cc__links_release(cc__links *links, const void *owner) {
 
 static void tick_link(cc__links *links, cc__link *link, int64_t now) {
     int64_t beat_ns = links->timeouts.beat_ms * CC__MS;
-    if (link->state == CC__LINK_UP && now - link->sent_ns >= beat_ns / 2 &&
-        !link->channels[0].sending) {
-        cc__frame beat = {.type = CC__BEAT};
-        cc__links_send(links, link, &beat, NULL);
-    }
+    if (link->state == CC__LINK_UP && now - link->sent_ns >= beat_ns / 2)
+        cc__links_beat(links, link);
     if (!link->wanted || link->accused || link->goodbye) return;
     int64_t silent = cc__watch_deadline(&link->watch, &links->detector);
-    if (link->state != CC__LINK_UP) {
+    if (!cc__link_lives(link)) {
         int64_t connect_ns = links->timeouts.connect_ms * CC__MS;
         if (silent < link->since_ns + connect_ns) silent = link->since_ns + connect_ns;
     }
@@ -423,6 +346,7 @@ int64_t cc__links_tick(cc__links *links, int64_t now) {
         next = link->next;
         tick_link(links, link, now);
         cc__links_probe_again(links, link, now);
+        cc__links_look_around(links, link, now);
         if (now >= link->fading_ns) cc__links_break(links, link, CC_EVIDENCE_CLOSED, CC_CLOSED);
         bool stranger = link->state == CC__LINK_BROKEN && !link->wanted && !link->in_pending;
         if (stranger) cc__links_drop(links, link); /* it came, was never needed, and went */

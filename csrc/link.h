@@ -9,10 +9,12 @@
 
 #include "csrc/agree/detector.h"
 #include "csrc/base/limits.h"
-#include "csrc/wire.h"
+#include "csrc/base/trace.h"
+#include "csrc/link_session.h"
 #include "transport/transport.h"
 
 #include <stdbool.h>
+#include <string.h>
 
 typedef struct cc__link cc__link;
 
@@ -20,7 +22,7 @@ typedef enum cc__link_state {
     CC__LINK_IDLE = 0, /* known, not connected */
     CC__LINK_DIALING,  /* some of its streams are there or on their way */
     CC__LINK_UP,
-    CC__LINK_BROKEN, /* was up, or could not be made */
+    CC__LINK_BROKEN, /* could not be made, or was lost with its session */
 } cc__link_state;
 
 /* One stream of a link, and the frame that is under way on it in either direction. */
@@ -30,6 +32,7 @@ typedef struct cc__channel {
     cc_stream stream; /* CC_STREAM_NONE: none */
     bool open;        /* the handshake is over */
     uint8_t phase;    /* of receiving: see link.c */
+    uint32_t counted; /* bytes of the frame that is being received, in the session */
     uint8_t in_header[CC_HEADER_BYTES];
     cc__frame frame; /* the last one received; its payload is at `place` */
     void *place;
@@ -64,19 +67,27 @@ struct cc__link {
     uint64_t nonce;
     uint32_t open_streams;
     cc__channel channels[CC_STREAMS_MAX + 1];
-    uint32_t next_bulk; /* where the search for an idle bulk stream starts */
-    cc_stream probe;    /* asks whether a peer whose link broke still listens */
-    int64_t probe_ns;   /* when to ask again; CC__NEVER: not */
-    int64_t broken_ns;  /* since when it is BROKEN */
+    uint32_t next_bulk;   /* where the search for an idle bulk stream starts */
+    cc_stream probe;      /* asks whether the peer still listens, */
+    cc_peer_id probe_via; /* through another one, or 0 */
+    uint32_t n_asked;     /* others that were asked about it since it fell silent */
+    int64_t ask_ns;       /* when to ask the next */
+    int64_t unheard_ns;   /* the peer seems not to hear this one: it is believed then */
+    bool relayed;         /* its streams go through another peer */
+    int64_t direct_ns;    /* when to try the direct way again */
+    int64_t probe_ns;     /* when to ask again; CC__NEVER: not */
+    int64_t broken_ns;    /* since when it is BROKEN */
     int64_t fading_ns; /* UP, but a bulk stream has ended: when it counts as broken; or CC__NEVER */
-    uint8_t *queue;    /* control frames that wait for the socket */
-    size_t queue_start, queue_end, queue_capacity;
+    cc__session session;
+    bool greeted; /* on this connection, the peer said what it knows of a session: */
+    uint64_t their_session, their_received;
+    bool holding; /* bulk data waits until the peer has said what it is missing */
     cc__watch watch;
     int64_t since_ns; /* when it was last wanted */
     int64_t sent_ns;  /* when anything was last put on stream 0 */
     cc__news news[CC_GROUPS_MAX];
     uint32_t n_news;
-    bool told_connected, told_lost, told_evidence; /* events to be taken out */
+    bool told_connected, told_mended, told_lost, told_evidence; /* events to be taken out */
     bool in_pending;
     cc_evidence_kind lost_evidence, more_evidence;
     cc_status lost_status;
@@ -86,11 +97,13 @@ struct cc__link {
 
 typedef enum cc__link_event_kind {
     CC__LINK_CONNECTED = 1,
+    CC__LINK_MENDED,   /* its connections were made anew; nothing on stream 0 was lost */
     CC__LINK_LOST,     /* it broke, or could not be made: evidence and status say how */
     CC__LINK_EVIDENCE, /* more is known of a lost or silent peer */
-    CC__LINK_FRAME,    /* a frame without payload; an ABORT's is in the link's news */
+    CC__LINK_FRAME,    /* a frame without payload; an ABORT's is in the link's news. RESUMED: the
+                          peer has said what it is missing */
     CC__LINK_WANT,     /* a frame's payload comes: call cc__links_place before the next event */
-    CC__LINK_PAYLOAD,  /* the payload is at channel->place */
+    CC__LINK_PAYLOAD,  /* the payload is at channel->place. RESUME: without a WANT before */
     CC__LINK_SENT,     /* `bytes` of the owner's `move` are sent, and the channel is free */
 } cc__link_event_kind;
 
@@ -107,6 +120,8 @@ typedef struct cc__link_event {
 typedef struct cc__links {
     cc_transport *transport;
     cc__clock clock;
+    int64_t now_ns;   /* when the clock was read last, by cc__links_now */
+    cc__trace *trace; /* the context's; NULL: nothing is recorded */
     cc_peer_id self;
     uint8_t token[16];
     uint32_t streams, segment_bytes;
@@ -124,6 +139,25 @@ typedef struct cc__links {
     cc__link_event sent; /* of the last fed event; kind 0: none */
     int64_t next_tick_ns;
 } cc__links;
+
+/* The time, noted for events that follow at once. */
+static inline int64_t cc__links_now(cc__links *links) {
+    return links->now_ns = cc__now(&links->clock);
+}
+
+/* Records an event that happens now. `peer` may be NULL. */
+static inline void cc__links_trace(cc__links *links, cc_trace_event event, const cc_peer_id *peer) {
+    if (links->trace == NULL) return;
+    event.time_ns = cc__links_now(links);
+    if (peer) memcpy(event.peer, peer->bytes, sizeof event.peer);
+    cc__trace_add(links->trace, &event);
+}
+
+static inline void cc__link_trace(cc__links *links, const cc__link *link, cc_trace_kind kind,
+                                  uint32_t code, uint64_t value) {
+    cc_trace_event event = {.kind = (uint8_t)kind, .code = (uint8_t)code, .value = value};
+    cc__links_trace(links, event, &link->id);
+}
 
 void cc__links_start(cc__links *links, cc_transport *transport, const cc_options *options);
 /* Says BYE on every link that is up. */
@@ -150,13 +184,20 @@ void cc__links_place(cc__links *links, cc__channel *channel, void *place, void *
 /* A frame came that no peer may send: breaks the link. */
 void cc__links_accuse(cc__links *links, cc__link *link);
 
-/* Sends a frame on stream 0; the payload is copied if it cannot go at once. A link that is not up
- * loses it: what matters is said again when it comes up. */
+/* Whether what is sent arrives, as long as the peer lives: the link is up, or being mended. */
+static inline bool cc__link_lives(const cc__link *link) {
+    return link->state == CC__LINK_UP || link->session.id != 0;
+}
+
+/* Sends a frame on stream 0; the payload is copied. A link that does not live loses it: what
+ * matters is said again when it comes up. */
 void cc__links_send(cc__links *links, cc__link *link, const cc__frame *frame, const void *payload);
 /* Sends a segment on an idle bulk stream. CC_OK: sent. CC_PENDING: borrowed until the SENT event.
  * CC_BUSY: no stream is idle. */
 cc_status cc__links_send_segment(cc__links *links, cc__link *link, const cc__frame *frame,
                                  const void *payload, void *owner, uint32_t move);
+/* After MENDED, when the peer was told of all that is missing here. */
+void cc__links_resumed(cc__links *links, cc__link *link);
 /* Afterwards no stream touches the owner's memory, and no event names it. */
 void cc__links_release(cc__links *links, const void *owner);
 

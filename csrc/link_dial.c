@@ -1,8 +1,10 @@
-/* How the streams of a link come and go: dialling, accepting, breaking, probing.
+/* How the streams of a link come and go: dialling, accepting, breaking, mending, probing.
  *
  * Of two peers the later one dials all streams of the link, under one rising nonce. A dial under a
- * greater nonce replaces what was there: the peer lost its side. When a link breaks, a probe asks the
- * peer's address whether anyone listens: a refusal proves that the process is gone. */
+ * greater nonce replaces what was there: the peer lost its side. Once all streams are open both say
+ * which session they know; if it is the same, the link is mended and nobody need know that it broke.
+ * Meanwhile the listening side probes the peer's address: a refusal proves that the process is
+ * gone. */
 #include "csrc/link_internal.h"
 
 #include <stdlib.h>
@@ -12,7 +14,7 @@
 #define DIAL_AGAIN_NS (5 * CC__MS)
 
 /* Rises with every dial, so that a listener can tell a stale one from the one that replaces it. */
-static uint64_t next_nonce(cc__links *links) {
+uint64_t cc__links_nonce(cc__links *links) {
     uint64_t now = (uint64_t)cc__now(&links->clock);
     links->nonce = now > links->nonce ? now : links->nonce + 1;
     return links->nonce;
@@ -45,6 +47,7 @@ static void close_channel(cc__links *links, cc__channel *channel, bool orderly) 
     channel->stream = CC_STREAM_NONE;
     channel->open = channel->sending = false;
     channel->phase = CC__PHASE_IDLE;
+    channel->counted = 0;
     channel->place = channel->in_owner = channel->out_owner = NULL;
 }
 
@@ -63,53 +66,89 @@ static void close_channels(cc__links *links, cc__link *link, bool orderly) {
     for (uint32_t i = 0; i <= links->streams; i++)
         close_channel(links, &link->channels[i], orderly);
     link->open_streams = 0;
-    link->queue_start = link->queue_end = 0;
-    link->told_connected = false;
+    link->greeted = link->holding = false;
+    link->unheard_ns = CC__NEVER;
 }
 
-static void probe(cc__links *links, cc__link *link) {
-    if (link->probe != CC_STREAM_NONE || link->address[0] == 0) return;
+cc_hello cc__links_hello(const cc__links *links, const cc__link *link, uint32_t stream,
+                         uint64_t nonce) {
     cc_hello hello = {.from = links->self,
                       .to = link->id,
-                      .stream = CC_HELLO_PROBE,
+                      .stream = (uint16_t)stream,
                       .streams = (uint16_t)links->streams,
                       .segment_bytes = links->segment_bytes,
-                      .link = next_nonce(links)};
-    memcpy(hello.token, links->token, 16);
-    cc_status status = OPS(links)->connect(links->transport, link->address, &hello, &link->probe);
-    if (status != CC_OK) link->probe = CC_STREAM_NONE;
+                      .link = nonce};
+    memcpy(hello.token, links->token, sizeof hello.token);
+    return hello;
+}
+
+/* The session is over, and all that was said in it. */
+static void end_session(cc__link *link) {
+    cc__session_start(&link->session, 0);
+    link->n_news = 0;
+    link->told_connected = link->told_mended = false;
+}
+
+static void look_again(cc__links *links, cc__link *link, int64_t after_ns) {
+    link->probe_ns = cc__now(&links->clock) + after_ns;
+    if (link->probe_ns < links->next_tick_ns) links->next_tick_ns = link->probe_ns;
+}
+
+/* The longer it has been broken, the less often. */
+void cc__links_look_later(cc__links *links, cc__link *link) {
+    int64_t after = (cc__now(&links->clock) - link->broken_ns) / 8;
+    int64_t most = links->timeouts.beat_ms * CC__MS;
+    if (after > most) after = most;
+    look_again(links, link, after < DIAL_AGAIN_NS ? DIAL_AGAIN_NS : after);
+}
+
+static bool may_mend(const cc__link *link, cc_evidence_kind evidence, cc_status status) {
+    return evidence == CC_EVIDENCE_CLOSED && link->session.id != 0 && link->wanted &&
+           status != CC_BUSY && status != CC_NO_MEMORY;
 }
 
 void cc__links_break(cc__links *links, cc__link *link, cc_evidence_kind evidence,
                      cc_status status) {
-    if (link->state != CC__LINK_BROKEN) link->broken_ns = cc__now(&links->clock);
+    bool was_broken = link->state == CC__LINK_BROKEN || cc__link_mends(link);
+    if (!was_broken) link->broken_ns = cc__now(&links->clock);
     link->fading_ns = CC__NEVER;
-    bool ask = evidence == CC_EVIDENCE_CLOSED && link->wanted;
     close_channels(links, link, false);
+    if (may_mend(link, evidence, status)) {
+        link->state = CC__LINK_IDLE;
+        if (!was_broken) cc__link_trace(links, link, CC_TRACE_LINK_BROKEN, status, evidence);
+        if (was_broken)
+            cc__links_look_later(links, link);
+        else
+            look_again(links, link, 0);
+        return;
+    }
+    bool ask = evidence == CC_EVIDENCE_CLOSED && link->wanted;
+    end_session(link);
     link->state = CC__LINK_BROKEN;
-    link->n_news = 0;
     if (evidence == 0) return;
     link->told_lost = true;
     link->lost_evidence = evidence;
     link->lost_status = status;
     cc__links_tell(links, link);
-    if (ask) probe(links, link);
+    if (ask) cc__links_probe(links, link);
 }
 
-static void dial(cc__links *links, cc__link *link) {
+void cc__links_dial(cc__links *links, cc__link *link, const cc__link *relay) {
+    if (link->state == CC__LINK_UP) link->broken_ns = cc__now(&links->clock);
     close_channels(links, link, false);
+    link->fading_ns = CC__NEVER;
     link->state = CC__LINK_DIALING;
-    link->nonce = next_nonce(links);
+    link->relayed = relay != NULL;
+    link->nonce = cc__links_nonce(links);
+    cc__link_trace(links, link, CC_TRACE_LINK_DIALLED, 0, relay != NULL);
     for (uint32_t i = 0; i <= links->streams; i++) {
-        cc_hello hello = {.from = links->self,
-                          .to = link->id,
-                          .stream = (uint16_t)i,
-                          .streams = (uint16_t)links->streams,
-                          .segment_bytes = links->segment_bytes,
-                          .link = link->nonce};
-        memcpy(hello.token, links->token, 16);
+        cc_hello hello = cc__links_hello(links, link, i, link->nonce);
         cc_stream stream = CC_STREAM_NONE;
-        cc_status status = OPS(links)->connect(links->transport, link->address, &hello, &stream);
+        cc_status status;
+        if (relay)
+            status = OPS(links)->connect_through(links->transport, relay->address, &hello, &stream);
+        else
+            status = OPS(links)->connect(links->transport, link->address, &hello, &stream);
         if (status != CC_OK) {
             cc__links_break(links, link, CC_EVIDENCE_CLOSED, status);
             return;
@@ -118,33 +157,12 @@ static void dial(cc__links *links, cc__link *link) {
     }
 }
 
-static void look_again(cc__links *links, cc__link *link, int64_t after_ns) {
-    link->probe_ns = cc__now(&links->clock) + after_ns;
-    if (link->probe_ns < links->next_tick_ns) links->next_tick_ns = link->probe_ns;
-}
-
-/* A dying process closes its connections before its listener: a quick probe is neither answered nor
- * refused, but reset. It is asked again until that tells, or silence has. */
-static void ask_later(cc__links *links, cc__link *link) {
-    int64_t now = cc__now(&links->clock);
-    if (now - link->broken_ns > links->timeouts.dead_ms * CC__MS) return;
-    look_again(links, link, DIAL_AGAIN_NS);
-}
-
-void cc__links_probe_again(cc__links *links, cc__link *link, int64_t now) {
-    if (now < link->probe_ns) return;
-    link->probe_ns = CC__NEVER;
-    if (!link->wanted) return;
-    if (link->state == CC__LINK_BROKEN) probe(links, link);
-    if (link->state == CC__LINK_IDLE && link->dials) dial(links, link);
-}
-
 static cc__link *new_link(cc__links *links, const cc_peer_id *id) {
     if (links->count >= CC_LINKS_MAX) return NULL;
     cc__link *link = calloc(1, sizeof *link);
     if (link == NULL) return NULL;
     link->id = *id;
-    link->probe_ns = link->fading_ns = CC__NEVER;
+    link->probe_ns = link->fading_ns = link->unheard_ns = CC__NEVER;
     for (uint32_t i = 0; i <= CC_STREAMS_MAX; i++) {
         link->channels[i].link = link;
         link->channels[i].index = i;
@@ -160,20 +178,22 @@ cc__link *cc__links_want(cc__links *links, const cc_member *member, uint32_t sel
     if (link == NULL) link = new_link(links, &member->id);
     if (link == NULL) return NULL;
     memcpy(link->address, member->address, sizeof link->address);
+    OPS(links)->route(links->transport, &link->id, link->address);
     link->dials = self_serial > member->serial;
     link->wanted = true;
     link->accused = false;
     link->since_ns = cc__now(&links->clock);
     cc__watch_heard(&link->watch, &links->detector, link->since_ns);
-    bool connected = link->state == CC__LINK_UP || link->state == CC__LINK_DIALING;
-    if (link->dials && !connected) dial(links, link);
-    if (!link->dials && link->state == CC__LINK_BROKEN) probe(links, link);
+    bool connected = link->state == CC__LINK_DIALING || cc__link_lives(link);
+    if (link->dials && !connected) cc__links_dial(links, link, NULL);
+    if (!link->dials && link->state == CC__LINK_BROKEN) cc__links_probe(links, link);
     return link;
 }
 
 void cc__links_drop(cc__links *links, cc__link *link) {
     cc__links_break(links, link, 0, CC_CLOSED);
-    if (link->probe != CC_STREAM_NONE) OPS(links)->close(links->transport, link->probe, 0);
+    cc__links_end_probe(links, link);
+    OPS(links)->route(links->transport, &link->id, NULL);
     for (cc__link **at = &links->pending_first, *last = NULL; *at;) {
         if (*at == link) {
             *at = link->pending_next;
@@ -198,8 +218,56 @@ void cc__links_drop(cc__links *links, cc__link *link) {
     *at = link->next;
     links->count--;
     for (uint32_t i = 0; i <= CC_STREAMS_MAX; i++) free(link->channels[i].scratch);
-    free(link->queue);
+    cc__session_free(&link->session);
     free(link);
+}
+
+/* All streams are open and the peer has said what it knows: of the same session as this side, or of
+ * none, or of one that is no more. */
+static void come_up(cc__links *links, cc__link *link) {
+    cc__session *session = &link->session;
+    link->state = CC__LINK_UP;
+    link->sent_ns = 0;
+    cc__watch_heard(&link->watch, &links->detector, cc__now(&links->clock));
+    links->current = NULL; /* that it is up is told before anything that it brings */
+    cc__links_resume_later(links, &link->channels[0]);
+    if (session->id && session->id == link->their_session) {
+        if (!cc__session_confirm(session, link->their_received)) {
+            cc__links_accuse(links, link);
+            return;
+        }
+        cc__session_again(session);
+        session->told = session->received;
+        link->holding = link->told_mended = true;
+        cc__links_tell(links, link);
+        cc__links_flush(links, link);
+        return;
+    }
+    if (session->id) { /* the peer lost its side */
+        link->told_lost = true;
+        link->lost_evidence = CC_EVIDENCE_CLOSED;
+        link->lost_status = CC_CLOSED;
+    }
+    end_session(link);
+    cc__session_start(session, link->nonce);
+    link->told_connected = true;
+    cc__links_tell(links, link);
+    if (link->dials) cc__links_gauge(links, link);
+}
+
+static bool all_open(const cc__links *links, const cc__link *link) {
+    return link->open_streams > links->streams;
+}
+
+void cc__links_greet(cc__links *links, cc__link *link, const cc__frame *frame) {
+    if (link->greeted) {
+        cc__links_accuse(links, link);
+        return;
+    }
+    link->greeted = true;
+    link->their_session = frame->epoch;
+    link->their_received = frame->sequence;
+    if (all_open(links, link)) come_up(links, link);
 }
 
 static void channel_is_open(cc__links *links, cc__channel *channel) {
@@ -213,25 +281,26 @@ static void channel_is_open(cc__links *links, cc__channel *channel) {
     channel->open = true;
     link->open_streams++;
     links->current = channel;
-    if (link->open_streams <= links->streams) return;
-    link->state = CC__LINK_UP;
-    link->told_connected = true;
-    link->sent_ns = 0;
-    cc__watch_heard(&link->watch, &links->detector, cc__now(&links->clock));
-    cc__links_tell(links, link);
-    if (link->dials) cc__links_gauge(links, link);
+    if (!all_open(links, link)) return;
+    cc__frame hello = {
+        .type = CC__SESSION, .epoch = link->session.id, .sequence = link->session.received};
+    cc__links_send_raw(links, link, &hello);
+    cc__links_resume_later(links, channel);
+    if (link->greeted) come_up(links, link);
 }
 
 void cc__links_on_connected(cc__links *links, cc_stream stream) {
-    for (cc__link *link = links->first; link; link = link->next) {
-        if (link->probe != stream) continue;
-        OPS(links)->close(links->transport, stream,
-                          0); /* it lives: CLOSED is all there is to say */
-        link->probe = CC_STREAM_NONE;
-        return;
-    }
+    if (cc__links_probe_connected(links, stream)) return;
     cc__channel *channel = cc__links_channel_of(links, stream);
     if (channel) channel_is_open(links, channel);
+}
+
+/* The peer dials anew. Whether it still knows the session, it says next. */
+static void replace(cc__links *links, cc__link *link) {
+    if (link->state == CC__LINK_UP) link->broken_ns = cc__now(&links->clock);
+    close_channels(links, link, false);
+    link->fading_ns = CC__NEVER;
+    link->state = CC__LINK_DIALING;
 }
 
 void cc__links_on_accepted(cc__links *links, const cc_transport_event *event) {
@@ -240,6 +309,10 @@ void cc__links_on_accepted(cc__links *links, const cc_transport_event *event) {
     if (hello->stream <= links->streams) {
         link = cc__links_find(links, &hello->from);
         if (link == NULL) link = new_link(links, &hello->from);
+    }
+    if (hello->stream == CC_HELLO_PROBE) {
+        cc__link *asker = cc__links_find(links, &hello->from);
+        if (asker) cc__links_on_probed(links, asker);
     }
     if (link == NULL) { /* a probe, or more links than we can hold */
         OPS(links)->close(links->transport, event->stream, hello->stream == CC_HELLO_PROBE);
@@ -252,10 +325,8 @@ void cc__links_on_accepted(cc__links *links, const cc_transport_event *event) {
         return;
     }
     if (hello->link > link->nonce) {
-        bool was_up = link->state == CC__LINK_UP;
-        cc__links_break(links, link, was_up ? CC_EVIDENCE_CLOSED : 0, CC_CLOSED);
+        replace(links, link);
         link->nonce = hello->link;
-        link->state = CC__LINK_DIALING;
     }
     cc__channel *channel = &link->channels[hello->stream];
     if (channel->stream != CC_STREAM_NONE) { /* the same stream twice under one nonce */
@@ -264,11 +335,6 @@ void cc__links_on_accepted(cc__links *links, const cc_transport_event *event) {
     }
     cc__links_adopt(links, link, hello->stream, event->stream);
     channel_is_open(links, channel);
-}
-
-/* Whether a dial's result proves that the peer's process is gone. */
-static bool proves_death(cc_status status) {
-    return status == CC_REFUSED || status == CC_EVICTED;
 }
 
 /* A peer that closes ends all streams at once, and a bulk stream's end may arrive before its last
@@ -282,20 +348,7 @@ static void fade(cc__links *links, cc__channel *channel) {
 }
 
 void cc__links_on_closed(cc__links *links, cc_stream stream, cc_status status) {
-    for (cc__link *link = links->first; link; link = link->next) {
-        if (link->probe != stream) continue;
-        OPS(links)->close(links->transport, stream, 0);
-        link->probe = CC_STREAM_NONE;
-        if (link->state != CC__LINK_BROKEN || !link->wanted) return;
-        if (!proves_death(status)) {
-            ask_later(links, link);
-            return;
-        }
-        link->told_evidence = true;
-        link->more_evidence = CC_EVIDENCE_REFUSED;
-        cc__links_tell(links, link);
-        return;
-    }
+    if (cc__links_probe_closed(links, stream, status)) return;
     cc__channel *channel = cc__links_channel_of(links, stream);
     if (channel == NULL) {
         OPS(links)->close(links->transport, stream, 0);
@@ -313,7 +366,7 @@ void cc__links_on_closed(cc__links *links, cc_stream stream, cc_status status) {
         return;
     }
     cc_evidence_kind evidence = CC_EVIDENCE_CLOSED;
-    if (!channel->open && proves_death(status)) evidence = CC_EVIDENCE_REFUSED;
+    if (!channel->open && cc__proves_death(status)) evidence = CC_EVIDENCE_REFUSED;
     cc__links_break(links, link, evidence, status);
 }
 

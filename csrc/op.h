@@ -28,6 +28,8 @@ typedef struct cc__move_state {
     uint64_t next;     /* sends: the first byte that was not handed to a stream */
     uint8_t *segments; /* receives: cc__segment of each */
     uint64_t n_segments;
+    uint8_t *again; /* sends: nonzero for each segment that is to be sent once more; or NULL */
+    uint64_t n_again, again_at; /* how many, and none before this one */
 } cc__move_state;
 
 #define CC__NO_RANK UINT32_MAX
@@ -41,16 +43,18 @@ struct cc_work {
     /* what was asked for */
     cc_request request;
     uint64_t *counts; /* what the request's counts point to */
+    uint64_t bytes;   /* of all its blocks */
     cc__pack pack;
     cc__signature signature;
     uint32_t group;
     uint64_t sequence;
-    int64_t deadline_ns;
+    int64_t posted_ns, deadline_ns;
     uint32_t wishes;       /* CC_BOUNDARY: CC_WANT_* */
     struct cc__pair *pair; /* SEND, RECEIVE: with whom; NULL: with anyone */
 
     /* how it goes, from cc__op_start on */
     bool started, done;
+    bool moved;            /* bytes of this attempt, in either direction */
     cc_status verdict;     /* other than CC_OK: an error that all members find at its start */
     uint32_t verdict_rank; /* CC_PEER_LOST: the rank without which it cannot be done, or
                               CC__NO_RANK: it was interrupted and must not begin again */
@@ -77,6 +81,18 @@ struct cc_work {
     cc_info info;
     cc__op *next_active, **active_link; /* the list that it is in, if any */
 };
+
+/* A byte of one of the operation's areas. */
+static inline uint8_t *cc__op_at(const cc__op *op, cc__place place, uint64_t offset) {
+    union {
+        const void *from;
+        uint8_t *to;
+    } in = {op->request.in}; /* only ever read through */
+    uint8_t *base = place.area == CC__IN    ? in.to
+                    : place.area == CC__OUT ? (uint8_t *)op->request.out
+                                            : op->stage;
+    return base + place.offset + offset;
+}
 
 static inline bool cc__is_receive(const cc__move *move) {
     return move->kind == CC__PLACE || move->kind == CC__REDUCE;
@@ -125,6 +141,23 @@ void cc__op_take(cc__op *op, const cc__frame *frame, uint32_t from, const void *
 /* Bytes of a send are sent. */
 void cc__op_sent(cc__op *op, uint32_t move, uint32_t bytes);
 
+/* ---- after a link was mended (op_resume.c) ------------------------------------------------- */
+
+/* What was under way from or to the member when the link broke counts for nothing. */
+void cc__op_mended(cc__op *op, uint32_t member);
+/* The first receive from a member, at or after `move`, that is not complete; n_moves: none. */
+uint32_t cc__op_next_incomplete(const cc__op *op, uint32_t from, uint32_t move);
+/* Bytes of the bitmap of a receive's segments, and the bitmap: 1 for those that are here. */
+uint64_t cc__op_bitmap_bytes(const cc__op *op, uint32_t move);
+void cc__op_bitmap(const cc__op *op, uint32_t move, uint8_t *out);
+/* A member says what it has of what it is sent in `slot`. CC_PROTOCOL: that cannot be.
+ * CC_UNSUPPORTED: what it is missing is not here any more. */
+cc_status cc__op_resume(cc__op *op, uint32_t to, uint32_t slot, const uint8_t *bitmap,
+                        uint64_t bytes);
+/* It has said all; what it did not speak of it has. Returns whether anything is to be sent again:
+ * then the operation is not done, and must be pumped. */
+bool cc__op_resumed(cc__op *op, uint32_t to);
+
 /* Does what can be done now: sends to members that are clear, uses what was held, local moves. Sets
  * `done` once nothing is left and no stream holds any of the operation's memory. */
 void cc__op_pump(cc__op *op, cc__links *links, cc__link *const *members);
@@ -134,6 +167,16 @@ void cc__op_abandon(cc__op *op, cc__links *links, bool undo);
 
 /* Ends the attempt, with the input restored: the operation is as it was when it was posted. */
 void cc__op_rewind(cc__op *op, cc__links *links);
+
+/* Records what became of an operation or message. `peer` may be NULL. */
+void cc__op_trace(const cc__op *op, cc__links *links, cc_trace_kind kind, uint32_t code,
+                  const cc_peer_id *peer);
+
+/* Bytes of an operation move, to or from that link's peer. */
+static inline void cc__op_moved(cc__op *op, cc__links *links, const cc__link *link) {
+    if (!op->moved) cc__op_trace(op, links, CC_TRACE_MOVED, 0, &link->id);
+    op->moved = true;
+}
 
 /* Sets the outcome, frees all but the handle, tells who waits; drops the library's reference. */
 void cc__op_finish(cc__op *op, cc_status status, const char *message);

@@ -11,17 +11,6 @@
 
 /* ---- segments ----------------------------------------------------------------------------- */
 
-static uint8_t *at(const cc__op *op, cc__place place, uint64_t offset) {
-    union {
-        const void *from;
-        uint8_t *to;
-    } in = {op->request.in}; /* only ever read through */
-    uint8_t *base = place.area == CC__IN    ? in.to
-                    : place.area == CC__OUT ? (uint8_t *)op->request.out
-                                            : op->stage;
-    return base + place.offset + offset;
-}
-
 static bool complete(const cc__op *op, uint32_t index) {
     return op->states[index].done == op->plan.moves[index].bytes;
 }
@@ -44,21 +33,21 @@ static void before_write(cc__op *op, const cc__move *move, uint64_t offset, uint
 static void finish_bytes(cc__op *op, const cc__move *move, uint64_t offset, uint64_t length) {
     if (!(move->flags & CC__MOVE_FINISH) || op->request.op != CC_AVG || op->contributors == 1)
         return;
-    cc__divide(at(op, move->dst, offset), length / op->element_bytes, op->request.dtype,
+    cc__divide(cc__op_at(op, move->dst, offset), length / op->element_bytes, op->request.dtype,
                op->contributors);
 }
 
 static void combine(cc__op *op, const cc__move *move, uint64_t offset, uint64_t length,
                     const void *left, const void *right) {
     before_write(op, move, offset, length);
-    cc__reduce(at(op, move->dst, offset), left, right, length / op->element_bytes,
+    cc__reduce(cc__op_at(op, move->dst, offset), left, right, length / op->element_bytes,
                op->request.dtype, op->request.op);
     finish_bytes(op, move, offset, length);
 }
 
 static void copy(cc__op *op, const cc__move *move, uint64_t offset, uint64_t length,
                  const void *from) {
-    uint8_t *to = at(op, move->dst, offset);
+    uint8_t *to = cc__op_at(op, move->dst, offset);
     if (to == from) return;
     before_write(op, move, offset, length);
     memcpy(to, from, length);
@@ -73,7 +62,7 @@ static void use(cc__op *op, uint32_t index, uint64_t segment, const void *data) 
     if (move->kind == CC__PLACE) {
         copy(op, move, offset, length, data);
     } else {
-        const void *local = at(op, move->src, offset);
+        const void *local = cc__op_at(op, move->src, offset);
         bool first = move->flags & CC__MOVE_INCOMING_FIRST;
         combine(op, move, offset, length, first ? data : local, first ? local : data);
     }
@@ -104,14 +93,14 @@ cc_status cc__op_expect(cc__op *op, const cc__frame *frame, uint32_t from, void 
     if (state->segments[segment] != CC__MISSING) return CC_PROTOCOL;
     if (!allowed(op, (uint32_t)index, frame->offset + frame->length)) {
         state->segments[segment] = CC__LANDING_HELD;
-        *place = at(op, move->hold, frame->offset);
+        *place = cc__op_at(op, move->hold, frame->offset);
         return CC_OK;
     }
     state->segments[segment] = CC__LANDING;
     *place = NULL;
     if (move->kind == CC__PLACE) {
         before_write(op, move, frame->offset, frame->length);
-        *place = at(op, move->dst, frame->offset);
+        *place = cc__op_at(op, move->dst, frame->offset);
     }
     return CC_OK;
 }
@@ -134,14 +123,31 @@ void cc__op_sent(cc__op *op, uint32_t move, uint32_t bytes) {
 
 /* ---- pump --------------------------------------------------------------------------------- */
 
+/* Where the next frame of a send starts: first what is to be sent once more. */
+static uint64_t next_offset(const cc__op *op, const cc__move *move, cc__move_state *state) {
+    if (state->n_again == 0) return state->next;
+    while (!state->again[state->again_at]) state->again_at++;
+    return state->again_at * cc__op_step(op, move);
+}
+
+static void handed_out(cc__move_state *state, uint64_t length) {
+    if (state->n_again == 0) {
+        state->next += length;
+        return;
+    }
+    state->again[state->again_at] = 0;
+    state->n_again--;
+}
+
 static void pump_send(cc__op *op, uint32_t index, cc__links *links, cc__link *const *members,
                       uint64_t *budget) {
     const cc__move *move = &op->plan.moves[index];
     cc__move_state *state = &op->states[index];
-    while (state->next < move->bytes && op->clear[move->peer]) {
-        uint64_t left = move->bytes - state->next, step = cc__op_step(op, move);
+    while ((state->n_again > 0 || state->next < move->bytes) && op->clear[move->peer]) {
+        uint64_t offset = next_offset(op, move, state);
+        uint64_t left = move->bytes - offset, step = cc__op_step(op, move);
         uint64_t length = left < step ? left : step;
-        if (!allowed(op, index, state->next + length)) return;
+        if (!allowed(op, index, offset + length)) return;
         if (*budget < length) {
             op->more = true;
             return;
@@ -154,10 +160,10 @@ static void pump_send(cc__op *op, uint32_t index, cc__links *links, cc__link *co
             .length = (uint32_t)length,
             .epoch = op->epoch,
             .sequence = op->sequence,
-            .offset = state->next,
+            .offset = offset,
             .signature = op->signature,
         };
-        const void *payload = at(op, move->src, state->next);
+        const void *payload = cc__op_at(op, move->src, offset);
         cc__link *link = members[move->peer];
         cc_status status = CC_OK;
         if (op->plan.eager)
@@ -165,8 +171,9 @@ static void pump_send(cc__op *op, uint32_t index, cc__links *links, cc__link *co
         else
             status = cc__links_send_segment(links, link, &frame, payload, op, index);
         if (status == CC_BUSY) return;
+        cc__op_moved(op, links, link);
         *budget -= length;
-        state->next += length;
+        handed_out(state, length);
         if (status == CC_OK) cc__op_sent(op, index, (uint32_t)length);
     }
 }
@@ -178,7 +185,7 @@ static void pump_held(cc__op *op, uint32_t index) {
     for (uint64_t i = state->done / step; i < state->n_segments; i++) {
         uint64_t end = (i + 1) * step < move->bytes ? (i + 1) * step : move->bytes;
         if (!allowed(op, index, end)) return;
-        if (state->segments[i] == CC__HELD) use(op, index, i, at(op, move->hold, i * step));
+        if (state->segments[i] == CC__HELD) use(op, index, i, cc__op_at(op, move->hold, i * step));
     }
 }
 
@@ -194,11 +201,12 @@ static void pump_local(cc__op *op, uint32_t index, uint64_t *budget) {
             return;
         }
         *budget -= length;
-        const void *left_operand = at(op, move->src, state->done);
+        const void *left_operand = cc__op_at(op, move->src, state->done);
         if (move->kind == CC__COPY)
             copy(op, move, state->done, length, left_operand);
         else
-            combine(op, move, state->done, length, left_operand, at(op, move->src2, state->done));
+            combine(op, move, state->done, length, left_operand,
+                    cc__op_at(op, move->src2, state->done));
         state->done += length;
         skip_complete(op);
     }

@@ -1,4 +1,5 @@
 /* The messages there are, what is offered of them, and how they end. */
+#include "csrc/mend.h"
 #include "csrc/pair_internal.h"
 
 #include <stdio.h>
@@ -30,9 +31,9 @@ static void stop_incoming(cc__group *group, cc__incoming *incoming) {
     cc__op_rewind(incoming->op, group->links);
 }
 
-/* The connection is a new one: what was under way begins again, in both directions. */
+/* The session is a new one: what was under way begins again, in both directions. */
 static void start_over(cc__group *group, cc__pair *pair) {
-    pair->nonce = pair->link->nonce;
+    pair->session = pair->link->session.id;
     pair->greeted = false; /* nothing new may overtake what is offered again */
     for (uint32_t slot = 0; slot < CC_PAIR_WINDOW; slot++) {
         cc__outgoing *outgoing = &pair->out[slot];
@@ -48,9 +49,44 @@ static void start_over(cc__group *group, cc__pair *pair) {
     }
 }
 
+/* What was under way when the connection broke comes again, or is asked for. */
+void cc__pair_mended(cc__group *group, uint32_t member) {
+    cc__pair *pair = cc__pair_get(group, member, false);
+    for (uint32_t slot = 0; pair && slot < CC_PAIR_WINDOW; slot++) {
+        cc__incoming *incoming = pair->in[slot];
+        cc__op *receive = incoming ? incoming->op : NULL, *send = pair->out[slot].op;
+        if (send && send->started) cc__op_mended(send, 0);
+        if (receive && receive->started) {
+            cc__op_mended(receive, 0);
+            cc__mend_ask(group, pair->link, receive, 0);
+        }
+        if (incoming && !incoming->is_complete) forget(group, pair, incoming);
+    }
+}
+
+void cc__pair_resume(cc__group *group, uint32_t member, const cc__frame *frame,
+                     const uint8_t *bitmap) {
+    cc__pair *pair = cc__pair_get(group, member, false);
+    const cc__outgoing *outgoing = pair ? cc__pair_outgoing(pair, frame->sequence) : NULL;
+    if (outgoing == NULL || outgoing->op == NULL || !outgoing->op->started) return;
+    if (cc__op_resume(outgoing->op, 0, frame->slot, bitmap, frame->length) == CC_OK) return;
+    cc__links_accuse(group->links, pair->link); /* the input of a send is never written to */
+}
+
+void cc__pair_resumed(cc__group *group, uint32_t member) {
+    cc__pair *pair = cc__pair_get(group, member, false);
+    for (uint32_t slot = 0; pair && slot < CC_PAIR_WINDOW; slot++) {
+        cc__op *op = pair->out[slot].op;
+        if (op == NULL || !op->started || !cc__op_resumed(op, 0)) continue;
+        op->done = false;
+        cc__op_delist(op);
+        cc__op_append(&group->pairs.active, op);
+    }
+}
+
 cc__pair *cc__pair_get(cc__group *group, uint32_t member, bool make) {
     cc__pair *pair = find(group, &group->members[member].id);
-    bool is_new = pair && pair->link->state == CC__LINK_UP && pair->nonce != pair->link->nonce;
+    bool is_new = pair && pair->link->session.id && pair->session != pair->link->session.id;
     if (is_new) start_over(group, pair);
     if (pair || !make) return pair;
     pair = calloc(1, sizeof *pair);
@@ -58,7 +94,7 @@ cc__pair *cc__pair_get(cc__group *group, uint32_t member, bool make) {
     pair->id = group->members[member].id;
     pair->rank = group->ranks[member];
     pair->link = group->member_links[member];
-    pair->nonce = pair->link->nonce;
+    pair->session = pair->link->session.id;
     pair->greeted = group->installed[member];
     pair->next = group->pairs.first;
     group->pairs.first = pair;
@@ -82,6 +118,7 @@ void cc__pair_complete(cc__group *group, cc__op *op, cc_status status, const cha
     op->contributors = 2;
     group->pairs.n_open--;
     group->pairs.finished++;
+    cc__op_trace(op, group->links, CC_TRACE_MESSAGE_ENDED, status, op->pair ? &op->pair->id : NULL);
     cc__op_finish(op, status, message);
 }
 
@@ -200,8 +237,8 @@ void cc__pair_send(cc__group *group, cc__pair *pair, cc__frame_type type, uint64
 }
 
 void cc__pair_offer(cc__group *group, cc__pair *pair, cc__outgoing *outgoing) {
-    bool is_current = pair->greeted && pair->nonce == pair->link->nonce;
-    if (!is_current || pair->link->state != CC__LINK_UP) return; /* later, by greet */
+    bool is_current = pair->greeted && pair->session == pair->link->session.id;
+    if (!is_current || !cc__link_lives(pair->link)) return; /* later, by greet */
     outgoing->offered = true;
     if (outgoing->op == NULL) {
         cc__pair_send(group, pair, CC__CANCEL, outgoing->sequence, 0);

@@ -39,6 +39,12 @@ void cc__pair_gone(cc__group *group, const cc_peer_id *id);
 /* Completes all messages with `why` and forgets them. */
 void cc__pair_end(cc__group *group, cc_status why, const char *message);
 
+/* The link to a member was mended: see csrc/mend.h. */
+void cc__pair_mended(cc__group *group, uint32_t member);
+void cc__pair_resume(cc__group *group, uint32_t member, const cc__frame *frame,
+                     const uint8_t *bitmap);
+void cc__pair_resumed(cc__group *group, uint32_t member);
+
 bool cc__pair_is_frame(const cc__frame *frame);
 void cc__pair_on_frame(cc__group *group, uint32_t member, const cc__frame *frame);
 void cc__pair_on_want(cc__group *group, uint32_t member, cc__channel *channel);

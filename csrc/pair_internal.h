@@ -9,7 +9,7 @@
 typedef struct cc__outgoing {
     uint64_t sequence; /* 0: none */
     cc__op *op;        /* NULL: given up; kept until the other peer knows it */
-    bool offered;      /* on the present connection */
+    bool offered;      /* in the present session */
     bool is_inline;    /* the offer had the data with it */
 } cc__outgoing;
 
@@ -21,7 +21,7 @@ typedef struct cc__incoming {
     uint32_t bytes;   /* of it */
     bool is_complete; /* all of the offer is here */
     bool is_whole;    /* the offer is all there is to the message */
-    bool is_offered;  /* on the present connection: a long message may be accepted */
+    bool is_offered;  /* in the present session: a long message may be accepted */
     cc__op *op;       /* the receive that a long message goes to */
 } cc__incoming;
 
@@ -35,7 +35,7 @@ struct cc__pair {
     cc_peer_id id;
     uint32_t rank;
     cc__link *link;
-    uint64_t nonce;                    /* of the connection on which the offers were made */
+    uint64_t session;                  /* of the link, in which the offers were made */
     bool greeted;                      /* in this epoch */
     uint64_t sent;                     /* the last message's number */
     uint32_t n_in, n_inline, n_stored; /* offers of theirs; with data: of ours, of theirs */
@@ -45,7 +45,7 @@ struct cc__pair {
     cc__pair *next;
 };
 
-/* Notices a new connection. NULL: none, or with `make` no memory. */
+/* Notices a new session. NULL: none, or with `make` no memory. */
 cc__pair *cc__pair_get(cc__group *group, uint32_t member, bool make);
 cc__outgoing *cc__pair_outgoing(cc__pair *pair, uint64_t sequence); /* NULL: none */
 cc__incoming *cc__pair_incoming(const cc__pair *pair, uint64_t sequence);

@@ -2,6 +2,8 @@
 #include "csrc/wire.h"
 
 #include "csrc/base/limits.h"
+#include "csrc/wire_bytes.h"
+#include "csrc/wire_dispatch.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -10,35 +12,25 @@
 #define MAGIC_0 0xCC
 #define MAGIC_1 0x01
 
-static void put(uint8_t *at, uint64_t value, int bytes) {
-    for (int i = 0; i < bytes; i++) at[i] = (uint8_t)(value >> (8 * i));
-}
-
-static uint64_t get(const uint8_t *at, int bytes) {
-    uint64_t value = 0;
-    for (int i = 0; i < bytes; i++) value |= (uint64_t)at[i] << (8 * i);
-    return value;
-}
-
 void cc__frame_pack(const cc__frame *frame, uint8_t out[CC_HEADER_BYTES]) {
     out[0] = MAGIC_0;
     out[1] = MAGIC_1;
     out[2] = frame->type;
     out[3] = frame->lane;
-    put(out + 4, frame->slot, 2);
-    put(out + 6, frame->signature.flags, 2);
-    put(out + 8, frame->group, 4);
-    put(out + 12, frame->length, 4);
-    put(out + 16, frame->epoch, 8);
-    put(out + 24, frame->sequence, 8);
-    put(out + 32, frame->offset, 8);
+    cc__put(out + 4, frame->slot, 2);
+    cc__put(out + 6, frame->signature.flags, 2);
+    cc__put(out + 8, frame->group, 4);
+    cc__put(out + 12, frame->length, 4);
+    cc__put(out + 16, frame->epoch, 8);
+    cc__put(out + 24, frame->sequence, 8);
+    cc__put(out + 32, frame->offset, 8);
     out[40] = frame->signature.kind;
     out[41] = frame->signature.dtype;
     out[42] = frame->signature.op;
     out[43] = frame->signature.algorithm;
-    put(out + 44, frame->signature.root, 4);
-    put(out + 48, frame->signature.count, 8);
-    put(out + 56, frame->signature.digest, 8);
+    cc__put(out + 44, frame->signature.root, 4);
+    cc__put(out + 48, frame->signature.count, 8);
+    cc__put(out + 56, frame->signature.digest, 8);
 }
 
 /* The longest payload of a type, or -1 where the type may not come on such a stream. */
@@ -52,11 +44,29 @@ static int64_t payload_max(uint8_t type, int bulk, uint32_t segment_bytes) {
     case CC__ACCEPT:
     case CC__TAKEN:
     case CC__CANCEL:
+    case CC__SESSION:
+    case CC__RESUMED:
     case CC__BYE: return 0;
     case CC__OFFER:
+    case CC__RESUME:
     case CC__EAGER: return CC_EAGER_BYTES;
     case CC__ABORT: return CC__ABORT_BYTES;
+    case CC__SEALED: return CC__SEALED_BYTES_MAX;
+    case CC__EPOCH: return CC__EPOCH_BYTES_MAX;
     default: return -1;
+    }
+}
+
+static uint32_t payload_min(uint8_t type) {
+    switch (type) {
+    case CC__DATA:
+    case CC__EAGER:
+    case CC__PIECE:
+    case CC__RESUME: return 1;
+    case CC__ABORT: return CC__ABORT_BYTES;
+    case CC__SEALED: return CC__SEALED_BYTES_MIN;
+    case CC__EPOCH: return CC__EPOCH_BYTES_MIN;
+    default: return 0;
     }
 }
 
@@ -64,41 +74,38 @@ cc_status cc__frame_unpack(const uint8_t in[CC_HEADER_BYTES], int bulk, uint32_t
                            cc__frame *out) {
     out->type = in[2];
     out->lane = in[3];
-    out->slot = (uint16_t)get(in + 4, 2);
-    out->group = (uint32_t)get(in + 8, 4);
-    out->length = (uint32_t)get(in + 12, 4);
-    out->epoch = get(in + 16, 8);
-    out->sequence = get(in + 24, 8);
-    out->offset = get(in + 32, 8);
+    out->slot = (uint16_t)cc__get(in + 4, 2);
+    out->group = (uint32_t)cc__get(in + 8, 4);
+    out->length = (uint32_t)cc__get(in + 12, 4);
+    out->epoch = cc__get(in + 16, 8);
+    out->sequence = cc__get(in + 24, 8);
+    out->offset = cc__get(in + 32, 8);
     out->signature = (cc__signature){
         .kind = in[40],
         .dtype = in[41],
         .op = in[42],
         .algorithm = in[43],
-        .root = (uint32_t)get(in + 44, 4),
-        .count = get(in + 48, 8),
-        .digest = get(in + 56, 8),
-        .flags = (uint16_t)get(in + 6, 2),
+        .root = (uint32_t)cc__get(in + 44, 4),
+        .count = cc__get(in + 48, 8),
+        .digest = cc__get(in + 56, 8),
+        .flags = (uint16_t)cc__get(in + 6, 2),
     };
     if (in[0] != MAGIC_0 || in[1] != MAGIC_1 || out->lane >= CC_LANES_MAX) return CC_PROTOCOL;
     int64_t most = payload_max(out->type, bulk, segment_bytes);
-    if (most < 0 || out->length > most) return CC_PROTOCOL;
-    int has_data = out->type == CC__DATA || out->type == CC__EAGER || out->type == CC__PIECE;
-    if (has_data && out->length == 0) return CC_PROTOCOL;
-    if (out->type == CC__ABORT && out->length != CC__ABORT_BYTES) return CC_PROTOCOL;
+    if (most < 0 || out->length > most || out->length < payload_min(out->type)) return CC_PROTOCOL;
     return CC_OK;
 }
 
 void cc__abort_pack(const cc__abort_payload *payload, uint8_t out[CC__ABORT_BYTES]) {
     memcpy(out, payload->suspect.bytes, 16);
-    put(out + 16, payload->evidence, 4);
-    put(out + 20, payload->cause, 4);
+    cc__put(out + 16, payload->evidence, 4);
+    cc__put(out + 20, payload->cause, 4);
 }
 
 cc_status cc__abort_unpack(const uint8_t in[CC__ABORT_BYTES], cc__abort_payload *out) {
     memcpy(out->suspect.bytes, in, 16);
-    out->evidence = (uint32_t)get(in + 16, 4);
-    out->cause = (uint32_t)get(in + 20, 4);
+    out->evidence = (uint32_t)cc__get(in + 16, 4);
+    out->cause = (uint32_t)cc__get(in + 20, 4);
     if (out->evidence > CC_EVIDENCE_PROTOCOL) return CC_PROTOCOL;
     if (out->cause < CC_CAUSE_BOUNDARY || out->cause > CC_CAUSE_MISMATCH) return CC_PROTOCOL;
     return CC_OK;

@@ -24,6 +24,11 @@ typedef enum cc__frame_type {
     CC__TAKEN,     /* I have it, or do not want it */
     CC__CANCEL,    /* I give it up: answer TAKEN */
     CC__PIECE,     /* its data, on a bulk stream */
+    CC__SEALED,    /* what I froze when I sealed this epoch; payload: wire_dispatch.h */
+    CC__EPOCH,     /* the record of this epoch, which you have not installed; as above */
+    CC__SESSION,   /* opens a connection: the session that I know, and what I have of it */
+    CC__RESUME,    /* of this data I have these segments, after a connection was made anew */
+    CC__RESUMED,   /* that was all: what is missing may be sent again */
 } cc__frame_type;
 
 #define CC__FINAL 1u /* it is not begun again after a failure */
@@ -53,9 +58,11 @@ typedef struct cc__frame {
     uint32_t group;
     uint32_t length; /* bytes of payload behind the header */
     uint64_t epoch;
-    uint64_t sequence; /* the operation, or message; VOTE: the watermark */
+    uint64_t sequence; /* the operation, or message; VOTE: the watermark; BEAT, SESSION: bytes of
+                          frames received */
     uint64_t offset; /* EAGER, DATA, PIECE: of the payload in its message; READY: bytes expected of
-                          the receiver; VOTE: a boundary's wishes; TAKEN: a cc_status */
+                          the receiver; VOTE: a boundary's wishes; TAKEN: a cc_status; RESUME,
+                          RESUMED: the number of the dial */
     cc__signature signature; /* READY, EAGER, DATA, VOTE: of the operation that `sequence` names */
 } cc__frame;
 

@@ -112,13 +112,12 @@ static void end_of_reading(tcp_stream *stream, int error) {
     stream->why = error ? cc__socket_io_status(error) : CC_CLOSED;
 }
 
-static ssize_t read_into(tcp *tcp, tcp_stream *stream, struct iovec *iov, int count) {
+ssize_t cc__tcp_read(tcp *tcp, tcp_stream *stream, struct iovec *iov, int count) {
     size_t asked = limit_iov(iov, &count, tcp->io_max);
     ssize_t moved;
     do moved = readv(stream->fd, iov, count);
     while (moved < 0 && errno == EINTR);
     if (moved > 0) {
-        tcp->received_bytes += (size_t)moved;
         if ((size_t)moved < asked && !stream->hangup) stream->readable = 0;
     } else if (moved < 0 && cc__tcp_again(errno)) {
         stream->readable = stream->hangup = 0;
@@ -152,8 +151,9 @@ void cc__tcp_fill(tcp *tcp, tcp_stream *stream) {
     if (want == stream->want && stream->ahead_end < stream->ahead_max)
         iov[count++] = (struct iovec){stream->ahead + stream->ahead_end,
                                       stream->ahead_max - stream->ahead_end};
-    ssize_t moved = read_into(tcp, stream, iov, count);
+    ssize_t moved = cc__tcp_read(tcp, stream, iov, count);
     if (moved <= 0) return;
+    tcp->received_bytes += (size_t)moved;
     size_t part = (size_t)moved < want ? (size_t)moved : want;
     stream->want -= part;
     if (part && !stream->scrap) stream->place += part;
@@ -203,7 +203,8 @@ void cc__tcp_linger(tcp *tcp, tcp_stream *stream) {
     }
     if (stream->readable && !stream->ended) {
         struct iovec iov = {tcp->scrap, TCP_SCRAP_BYTES};
-        read_into(tcp, stream, &iov, 1);
+        ssize_t moved = cc__tcp_read(tcp, stream, &iov, 1);
+        if (moved > 0) tcp->received_bytes += (size_t)moved;
     }
     if (stream->broken || (stream->ended && !rest))
         cc__tcp_drop(tcp, stream);

@@ -20,20 +20,16 @@ static int watch(tcp *tcp, tcp_stream *stream) {
 
 /* ---- the dialling side ------------------------------------------------------------------------ */
 
-cc_status cc__tcp_dial(tcp *tcp, const char *address, const cc_hello *hello, cc_stream *out) {
+cc_status cc__tcp_reach(tcp *tcp, const char *address, tcp_state state, tcp_stream **out,
+                        int *failed) {
     cc__address to;
-    int fd, failed;
+    int fd;
     if (cc__address_parse(address, &to) != CC_OK || cc__address_port(&to) == 0) return CC_INVALID;
-    cc_status status = cc__socket_dial(&to, &tcp->sockets, &fd, &failed);
+    cc_status status = cc__socket_dial(&to, &tcp->sockets, &fd, failed);
     if (status != CC_OK) return status;
-    tcp_stream *stream = cc__tcp_add(tcp, fd, TCP_DIALLING);
+    tcp_stream *stream = *out = cc__tcp_add(tcp, fd, state);
     if (!stream) return CC_NO_MEMORY;
-    stream->hello = *hello;
-    *out = stream->number;
-    if (failed) {
-        cc__tcp_die(tcp, stream, cc__socket_dial_status(failed));
-        return CC_OK;
-    }
+    if (*failed) return CC_OK;
     if (watch(tcp, stream)) {
         cc__tcp_drop(tcp, stream);
         return CC_SYSTEM;
@@ -42,19 +38,33 @@ cc_status cc__tcp_dial(tcp *tcp, const char *address, const cc_hello *hello, cc_
     return CC_OK;
 }
 
+/* The connection itself could not be made. */
+static void fail_dial(tcp *tcp, tcp_stream *stream, int error) {
+    cc__tcp_die(tcp, stream, cc__hello_failure(stream->role, cc__socket_dial_status(error)));
+}
+
+cc_status cc__tcp_dial(tcp *tcp, const char *address, cc__hello_role role, const cc_hello *hello,
+                       cc_stream *out) {
+    tcp_stream *stream;
+    int failed;
+    cc_status status = cc__tcp_reach(tcp, address, TCP_DIALLING, &stream, &failed);
+    if (status != CC_OK) return status;
+    stream->role = role;
+    stream->hello = *hello;
+    *out = stream->number;
+    if (failed) fail_dial(tcp, stream, failed);
+    return CC_OK;
+}
+
 static void finish_dial(tcp *tcp, tcp_stream *stream) {
-    int error = 0;
-    socklen_t bytes = sizeof error;
     if (!stream->writable && !stream->hangup) return;
-    getsockopt(stream->fd, SOL_SOCKET, SO_ERROR, &error, &bytes);
-    if (!error && cc__socket_is_self_connected(stream->fd))
-        error = ECONNREFUSED; /* nobody listens there but ourselves, by chance */
+    int error = cc__socket_dial_error(stream->fd);
     if (error) {
-        cc__tcp_die(tcp, stream, cc__socket_dial_status(error));
+        fail_dial(tcp, stream, error);
         return;
     }
     cc__socket_tune(stream->fd, &tcp->sockets);
-    cc__hello_pack(&stream->hello, CC__HELLO_DIAL, CC_OK, stream->hello_out);
+    cc__hello_pack(&stream->hello, stream->role, CC_OK, stream->hello_out);
     stream->hello_out_bytes = CC__HELLO_BYTES;
     stream->state = TCP_ASKING;
 }
@@ -90,7 +100,7 @@ static void ask(tcp *tcp, tcp_stream *stream) {
         return;
     }
     if (stream->hello_in_bytes < CC__HELLO_BYTES) return;
-    status = cc__hello_confirm(&stream->hello, stream->hello_in);
+    status = cc__hello_confirm(stream->role, &stream->hello, stream->hello_in);
     if (status == CC_OK)
         cc__tcp_open_up(tcp, stream, TCP_CONNECTED);
     else
@@ -135,16 +145,29 @@ void cc__tcp_accept(tcp *tcp) {
     }
 }
 
-static void answer(tcp *tcp, tcp_stream *stream, const cc_hello *dial, cc_status verdict) {
+void cc__tcp_turn_away(tcp *tcp, tcp_stream *stream, const cc_hello *dial, cc_status verdict) {
     cc__hello_answer(&tcp->rules, dial, verdict, stream->hello_out);
     stream->hello_out_bytes = CC__HELLO_BYTES;
-    if (verdict == CC_OK) {
+    stream->state = TCP_LINGERING; /* and half open: it keeps that deadline and that bound */
+    cc__tcp_linger(tcp, stream);
+}
+
+static void reject(tcp *tcp, tcp_stream *stream, const cc_hello *dial, cc_status verdict) {
+    tcp->bad_connections++;
+    cc__tcp_turn_away(tcp, stream, dial, verdict);
+}
+
+static void take(tcp *tcp, tcp_stream *stream, cc__hello_role role) {
+    cc_status verdict = cc__hello_judge(&tcp->rules, role, &stream->hello);
+    if (verdict != CC_OK) {
+        reject(tcp, stream, &stream->hello, verdict);
+    } else if (role == CC__HELLO_RELAY) {
+        cc__tcp_relay_begin(tcp, stream);
+    } else {
+        cc__hello_answer(&tcp->rules, &stream->hello, CC_OK, stream->hello_out);
+        stream->hello_out_bytes = CC__HELLO_BYTES;
         cc__tcp_open_up(tcp, stream, TCP_ACCEPTED);
         cc__tcp_flush(tcp, stream);
-    } else {
-        tcp->bad_connections++;
-        stream->state = TCP_LINGERING; /* and half open: it keeps that deadline and that bound */
-        cc__tcp_linger(tcp, stream);
     }
 }
 
@@ -158,11 +181,12 @@ static void greet(tcp *tcp, tcp_stream *stream) {
     if (status == CC_INVALID) {
         forget(tcp, stream);
     } else if (status == CC_PROTOCOL) {
-        answer(tcp, stream, NULL, CC_PROTOCOL);
+        reject(tcp, stream, NULL, CC_PROTOCOL);
     } else if (stream->hello_in_bytes == CC__HELLO_BYTES) {
-        status = cc__hello_unpack(stream->hello_in, CC__HELLO_DIAL, &stream->hello, NULL);
-        if (status == CC_OK)
-            answer(tcp, stream, &stream->hello, cc__hello_judge(&tcp->rules, &stream->hello));
+        if (cc__hello_unpack(stream->hello_in, CC__HELLO_DIAL, &stream->hello, NULL) == CC_OK)
+            take(tcp, stream, CC__HELLO_DIAL);
+        else if (cc__hello_unpack(stream->hello_in, CC__HELLO_RELAY, &stream->hello, NULL) == CC_OK)
+            take(tcp, stream, CC__HELLO_RELAY);
         else
             forget(tcp, stream);
     }
@@ -187,6 +211,8 @@ static void expire(tcp *tcp, tcp_node *list, int64_t now) {
             if (stream->deadline < tcp->next_deadline) tcp->next_deadline = stream->deadline;
         } else if (stream->state == TCP_DIALLING || stream->state == TCP_ASKING) {
             cc__tcp_die(tcp, stream, CC_TIMED_OUT);
+        } else if (stream->mate) {
+            cc__tcp_relay_expire(tcp, stream);
         } else {
             forget(tcp, stream);
         }

@@ -56,15 +56,18 @@ cc_status cc__hello_check_prefix(const uint8_t *in, size_t bytes) {
     return get(in + 4, 4) == CC_PROTOCOL_VERSION ? CC_OK : CC_PROTOCOL;
 }
 
+static int may_answer(uint64_t said) {
+    return said == CC_EVICTED || said == CC_PROTOCOL || said == CC_BUSY || said == CC_REFUSED ||
+           said == CC_UNREACHABLE;
+}
+
 cc_status cc__hello_unpack(const uint8_t in[CC__HELLO_BYTES], cc__hello_role role, cc_hello *out,
                            cc_status *status) {
     if (cc__hello_check_prefix(in, CC__HELLO_BYTES) != CC_OK || get(in + 8, 2) != (uint64_t)role ||
         get(in + 20, 4) != 0)
         return CC_PROTOCOL;
     uint64_t said = get(in + 10, 2);
-    if (said != CC_OK &&
-        (role == CC__HELLO_DIAL || (said != CC_EVICTED && said != CC_PROTOCOL && said != CC_BUSY)))
-        return CC_PROTOCOL;
+    if (said != CC_OK && (role != CC__HELLO_ANSWER || !may_answer(said))) return CC_PROTOCOL;
     if (status) *status = (cc_status)said;
     out->stream = (uint16_t)get(in + 12, 2);
     out->streams = (uint16_t)get(in + 14, 2);
@@ -76,10 +79,10 @@ cc_status cc__hello_unpack(const uint8_t in[CC__HELLO_BYTES], cc__hello_role rol
     return CC_OK;
 }
 
-cc_status cc__hello_judge(const cc__hello_rules *rules, const cc_hello *dial) {
+cc_status cc__hello_judge(const cc__hello_rules *rules, cc__hello_role role, const cc_hello *dial) {
     if (!rules->has_token) return CC_BUSY; /* it cannot tell yet */
     if (!same_token(rules->token, dial->token)) return CC_EVICTED;
-    if (!same_id(&rules->id, &dial->to)) return CC_EVICTED;
+    if (role == CC__HELLO_DIAL && !same_id(&rules->id, &dial->to)) return CC_EVICTED;
     if (dial->streams != rules->streams ||
         (dial->stream > dial->streams && dial->stream != CC_HELLO_PROBE) ||
         dial->segment_bytes != rules->segment_bytes)
@@ -98,23 +101,38 @@ void cc__hello_answer(const cc__hello_rules *rules, const cc_hello *dial, cc_sta
     answer.from = rules->id;
     answer.streams = (uint16_t)rules->streams;
     answer.segment_bytes = rules->segment_bytes;
-    if (verdict == CC_OK)
+    if (verdict == CC_OK || verdict == CC_REFUSED)
         memcpy(answer.token, rules->token, sizeof answer.token);
     else
         memset(answer.token, 0, sizeof answer.token);
     cc__hello_pack(&answer, CC__HELLO_ANSWER, verdict, out);
 }
 
-cc_status cc__hello_confirm(const cc_hello *dial, const uint8_t in[CC__HELLO_BYTES]) {
+static cc_status confirm(const cc_hello *dial, const cc_hello *answer) {
+    if (!same_id(&answer->from, &dial->to) || !same_id(&answer->to, &dial->from) ||
+        !same_token(answer->token, dial->token))
+        return CC_EVICTED;
+    if (answer->link != dial->link || answer->stream != dial->stream ||
+        answer->streams != dial->streams || answer->segment_bytes != dial->segment_bytes)
+        return CC_PROTOCOL;
+    return CC_OK;
+}
+
+/* A refusal proves a death, so it must come from one of this run, and be meant for this dial. */
+static int is_relays_word(const cc_hello *dial, const cc_hello *answer) {
+    return same_token(answer->token, dial->token) && same_id(&answer->to, &dial->from) &&
+           answer->link == dial->link && answer->stream == dial->stream;
+}
+
+cc_status cc__hello_confirm(cc__hello_role role, const cc_hello *dial,
+                            const uint8_t in[CC__HELLO_BYTES]) {
     cc_hello answer;
     cc_status status = CC_PROTOCOL;
     if (cc__hello_unpack(in, CC__HELLO_ANSWER, &answer, &status) != CC_OK) return CC_PROTOCOL;
-    if (status != CC_OK) return status;
-    if (!same_id(&answer.from, &dial->to) || !same_id(&answer.to, &dial->from) ||
-        !same_token(answer.token, dial->token))
-        return CC_EVICTED;
-    if (answer.link != dial->link || answer.stream != dial->stream ||
-        answer.streams != dial->streams || answer.segment_bytes != dial->segment_bytes)
-        return CC_PROTOCOL;
-    return CC_OK;
+    if (status == CC_REFUSED || status == CC_UNREACHABLE) {
+        if (role != CC__HELLO_RELAY) return CC_PROTOCOL;
+        return status == CC_REFUSED && is_relays_word(dial, &answer) ? CC_REFUSED : CC_UNREACHABLE;
+    }
+    if (status == CC_OK) status = confirm(dial, &answer);
+    return cc__hello_failure(role, status);
 }

@@ -13,7 +13,11 @@
 #define CC__HELLO_PREFIX_BYTES 8 /* magic and version */
 
 /* Without the role, something that echoes what it gets would look like a peer. */
-typedef enum cc__hello_role { CC__HELLO_DIAL = 1, CC__HELLO_ANSWER = 2 } cc__hello_role;
+typedef enum cc__hello_role {
+    CC__HELLO_DIAL = 1,
+    CC__HELLO_ANSWER = 2,
+    CC__HELLO_RELAY = 3, /* a dial of `to` that whoever gets it is to pass on, as a plain dial */
+} cc__hello_role;
 
 /* What the listening side checks a hello against. */
 typedef struct cc__hello_rules {
@@ -34,20 +38,32 @@ void cc__hello_pack(const cc_hello *hello, cc__hello_role role, cc_status status
 cc_status cc__hello_check_prefix(const uint8_t *in, size_t bytes);
 
 /* CC_PROTOCOL: not a hello of that role and our version. `status` (may be NULL for a dial) is one
- * that an answer may carry: CC_OK, CC_EVICTED, CC_PROTOCOL or CC_BUSY. */
+ * that an answer may carry: CC_OK, CC_EVICTED, CC_PROTOCOL or CC_BUSY; a relay's also CC_REFUSED or
+ * CC_UNREACHABLE. */
 cc_status cc__hello_unpack(const uint8_t in[CC__HELLO_BYTES], cc__hello_role role, cc_hello *out,
                            cc_status *status);
 
-/* The listening side's verdict. CC_EVICTED: it knows another token, or means another incarnation.
- * CC_PROTOCOL: other stream settings. */
-cc_status cc__hello_judge(const cc__hello_rules *rules, const cc_hello *dial);
+/* The listening side's verdict on a dial, or on one to be relayed. CC_EVICTED: it knows another
+ * token, or means another incarnation. CC_PROTOCOL: other stream settings. */
+cc_status cc__hello_judge(const cc__hello_rules *rules, cc__hello_role role, const cc_hello *dial);
 
 /* The listening side's answer to `dial`, which may be NULL if it could not be read. The token is
- * in it only if the verdict is CC_OK: only then the other side has shown that it knows it. */
+ * in it only if the verdict is CC_OK, or a relay's CC_REFUSED, which must be believed: only then
+ * the other side has shown that it knows it. */
 void cc__hello_answer(const cc__hello_rules *rules, const cc_hello *dial, cc_status verdict,
                       uint8_t out[CC__HELLO_BYTES]);
 
-/* The dialling side's verdict on the answer to its `dial`: CC_OK, CC_EVICTED or CC_PROTOCOL. */
-cc_status cc__hello_confirm(const cc_hello *dial, const uint8_t answer[CC__HELLO_BYTES]);
+/* The dialling side's verdict on the answer to its dial of that role: CC_OK, CC_EVICTED, CC_BUSY or
+ * CC_PROTOCOL. To a dial that is to be relayed also CC_REFUSED, from a relay that has the token,
+ * and never CC_EVICTED, which is CC_UNREACHABLE then: who says it may be no relay of this run. */
+cc_status cc__hello_confirm(cc__hello_role role, const cc_hello *dial,
+                            const uint8_t answer[CC__HELLO_BYTES]);
+
+/* What a failed dial of that role says of the peer that was meant. That nobody listens at a relay's
+ * address, or a stranger does, proves nothing of the peer behind it. */
+static inline cc_status cc__hello_failure(cc__hello_role role, cc_status status) {
+    int of_the_relay = role == CC__HELLO_RELAY && (status == CC_REFUSED || status == CC_EVICTED);
+    return of_the_relay ? CC_UNREACHABLE : status;
+}
 
 #endif

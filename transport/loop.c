@@ -108,6 +108,8 @@ static void run_turns(tcp *tcp) {
             cc__tcp_move(tcp, stream);
         else if (stream->state == TCP_LINGERING)
             cc__tcp_linger(tcp, stream);
+        else if (stream->mate)
+            cc__tcp_relay(tcp, stream);
         else
             cc__tcp_greet(tcp, stream);
     }

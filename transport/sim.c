@@ -1,11 +1,10 @@
 /* Transport "sim": endpoints that live in a simulated world (cc_options.world) instead of on a
  * network. It exists for tests: time is virtual, chance has a seed, and every fault of a network
  * can be made at will, so a run that failed can be run again exactly. The world is sim_world.c, the
- * streams are sim_stream.c; here is the vtable.
+ * streams are sim_stream.c, those that are passed on sim_relay.c; here is the vtable.
  *
  * There is no queue of events: each end keeps a bit per kind, because at most one of each kind can
  * be due, and poll yields them in the order in which they can have happened. */
-#include "transport/handshake.h"
 #include "transport/sim_world.h"
 
 #include <stdio.h>
@@ -117,20 +116,39 @@ static void sim_stop(cc_transport *transport, int abort) {
     while (*link != endpoint) link = &(*link)->next;
     *link = endpoint->next;
     free(endpoint->slots);
+    cc__routes_free(&endpoint->routes);
     free(endpoint);
+}
+
+static int is_address(const char *text) {
+    return text && strncmp(text, "sim:", 4) == 0 && strlen(text) < CC_ADDRESS_MAX;
+}
+
+static cc_status sim_route(cc_transport *transport, const cc_peer_id *peer, const char *address) {
+    if (address && !is_address(address)) return CC_INVALID;
+    return cc__routes_set(&endpoint_of(transport)->routes, peer, address);
 }
 
 /* ---- streams -------------------------------------------------------------------------------- */
 
-static cc_status sim_connect(cc_transport *transport, const char *address, const cc_hello *hello,
-                             cc_stream *out) {
+static cc_status dial(cc_transport *transport, const char *address, cc__hello_role role,
+                      const cc_hello *hello, cc_stream *out) {
     cc__sim_endpoint *endpoint = endpoint_of(transport);
     *out = CC_STREAM_NONE;
     if (endpoint->killed) return CC_CLOSED;
-    if (!address || strncmp(address, "sim:", 4) != 0 || strlen(address) >= CC_ADDRESS_MAX ||
-        memcmp(&hello->from, &endpoint->id, sizeof endpoint->id) != 0)
+    if (!is_address(address) || memcmp(&hello->from, &endpoint->id, sizeof endpoint->id) != 0)
         return CC_INVALID;
-    return cc__sim_dial(endpoint, address, hello, out);
+    return cc__sim_dial(endpoint, address, role, hello, out);
+}
+
+static cc_status sim_connect(cc_transport *transport, const char *address, const cc_hello *hello,
+                             cc_stream *out) {
+    return dial(transport, address, CC__HELLO_DIAL, hello, out);
+}
+
+static cc_status sim_connect_through(cc_transport *transport, const char *relay,
+                                     const cc_hello *hello, cc_stream *out) {
+    return dial(transport, relay, CC__HELLO_RELAY, hello, out);
 }
 
 static cc_status sim_send(cc_transport *transport, cc_stream stream, const struct iovec *iov,
@@ -188,18 +206,33 @@ static void receive_hello(cc__sim_endpoint *endpoint, cc__sim_end *end) {
                              .streams = endpoint->streams,
                              .segment_bytes = endpoint->segment_bytes};
     memcpy(rules.token, endpoint->token, sizeof rules.token);
-    cc_status verdict = cc__hello_judge(&rules, &end->stream->hello);
+    cc_status verdict = cc__hello_judge(&rules, end->stream->role, &end->stream->hello);
     if (verdict) {
         endpoint->bad_connections++;
         cc__sim_reject(end, verdict);
+    } else if (end->stream->role == CC__HELLO_RELAY) {
+        cc__sim_relay_begin(endpoint, end);
     } else {
+        end->state = CC__SIM_OPEN;
+        end->events |= 1u << CC_TRANSPORT_ACCEPTED;
         cc__sim_answer(end);
     }
+}
+
+/* Why a dial failed. The refusal of an address is that of whoever was dialled there, a relay's too;
+ * the refusal that comes as an answer is a relay's word. */
+static cc_status dial_failure(const cc__sim_end *end, cc_status why) {
+    if (why == CC_REFUSED && !end->stream->refused) return why;
+    return cc__hello_failure(end->stream->role, why);
 }
 
 /* Does for one end what has come due. The end may be gone afterwards. */
 static void tend(cc__sim_endpoint *endpoint, cc__sim_end *end) {
     cc__sim_pipe *in = cc__sim_in(end);
+    if (end->mate) {
+        cc__sim_relay(end);
+        return;
+    }
     if (end->state == CC__SIM_WAITING) {
         if (in->greeted) receive_hello(endpoint, end);
         return;
@@ -210,7 +243,7 @@ static void tend(cc__sim_endpoint *endpoint, cc__sim_end *end) {
             end->events |= 1u << CC_TRANSPORT_CONNECTED;
             cc__sim_pump(end);
         } else if (in->ended) {
-            cc__sim_die(end, in->why, 0);
+            cc__sim_die(end, dial_failure(end, in->why), 0);
         } else if (endpoint->sim->now_ns >= end->deadline_ns) {
             cc__sim_die(end, CC_TIMED_OUT, 1);
         }
@@ -251,7 +284,7 @@ static int sim_poll(cc_transport *transport, cc_transport_event *events, int max
     for (uint32_t i = 0; i < slots && count < max; i++) {
         uint32_t slot = (start + i) % slots;
         if (endpoint->slots[slot]) tend(endpoint, endpoint->slots[slot]);
-        if (endpoint->slots[slot])
+        if (endpoint->slots[slot] && !endpoint->slots[slot]->mate)
             count += yield(endpoint->slots[slot], events + count, max - count);
         endpoint->cursor = slot; /* a full house goes on here next time */
     }
@@ -293,6 +326,8 @@ const cc_transport_ops cc__transport_sim = {
     .address = sim_address,
     .set_token = sim_set_token,
     .connect = sim_connect,
+    .connect_through = sim_connect_through,
+    .route = sim_route,
     .send = sim_send,
     .recv = sim_recv,
     .release = sim_release,

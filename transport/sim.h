@@ -3,6 +3,8 @@
  *
  * Delivery: each write becomes deliverable latency later, in random pieces (so that short reads
  * and writes are the rule). Streams keep their order; different streams do not wait for each other.
+ * A dial through another peer is two streams that this one connects, each with delays and faults of
+ * its own, so that peer must be polled like all others.
  * A peer is named by its address as cc_context_address gives it. */
 #ifndef CC_TRANSPORT_SIM_H
 #define CC_TRANSPORT_SIM_H

@@ -128,6 +128,7 @@ static void refuse(cc__sim_stream *stream) {
 }
 
 int cc__sim_abandon(cc__sim_end *end, int orderly) {
+    if (end->mate) end->mate = end->mate->mate = NULL; /* it is abandoned in its turn */
     if (end->state == CC__SIM_WAITING) {
         refuse(end->stream);
         return retire(end);
@@ -157,6 +158,7 @@ int64_t cc__sim_end_next(cc__sim_end *end) {
     const cc__sim_pipe *in = cc__sim_in(end);
     int64_t now = end->stream->sim->now_ns, next = cc__sim_pipe_next(in);
     if (end->state == CC__SIM_GONE) return CC__NEVER;
+    if (end->mate) return cc__sim_relay_next(end);
     if (end->state == CC__SIM_LINGERING) return end->deadline_ns;
     if (end->events) return now;
     switch (end->state) {
@@ -205,7 +207,7 @@ static int write_pieces(cc__sim_end *end, size_t bytes) {
         cc__sim_push(&pipe->flight, piece);
         pipe->bytes += size;
         bytes -= size;
-        if (end->owner) end->owner->sent_bytes += size;
+        if (end->owner && !end->mate) end->owner->sent_bytes += size;
     }
     cc__sim_settle(sim, pipe);
     return 1;
@@ -264,14 +266,15 @@ void cc__sim_consume(cc__sim_end *end) {
 
 /* ---- dials ---------------------------------------------------------------------------------- */
 
-cc_status cc__sim_dial(cc__sim_endpoint *from, const char *address, const cc_hello *hello,
-                       cc_stream *out) {
+cc_status cc__sim_dial(cc__sim_endpoint *from, const char *address, cc__hello_role role,
+                       const cc_hello *hello, cc_stream *out) {
     cc_sim *sim = from->sim;
     cc__sim_endpoint *to = cc__sim_find(sim, address);
     cc__sim_stream *stream = calloc(1, sizeof *stream);
     if (!stream) return CC_NO_MEMORY;
     stream->sim = sim;
     stream->hello = *hello;
+    stream->role = role;
     strcpy(stream->address[0], from->address);
     strcpy(stream->address[1], address);
     for (int side = 0; side < 2; side++) {
@@ -302,8 +305,6 @@ cc_status cc__sim_dial(cc__sim_endpoint *from, const char *address, const cc_hel
 
 void cc__sim_answer(cc__sim_end *end) {
     cc_sim *sim = end->stream->sim;
-    end->state = CC__SIM_OPEN;
-    end->events |= 1u << CC_TRANSPORT_ACCEPTED;
     cc__sim_out(end)->hello_ns = cc__sim_arrival(sim, cc__sim_out(end));
     cc__sim_settle(sim, cc__sim_out(end));
 }

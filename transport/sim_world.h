@@ -1,5 +1,6 @@
-/* The inside of the simulated world: what sim.c (the vtable of one endpoint) and sim_world.c (time,
- * chance, the wires and their faults) share. Nobody else includes it.
+/* The inside of the simulated world: what sim.c (the vtable of one endpoint), sim_stream.c (the
+ * streams), sim_relay.c (those that are passed on) and sim_world.c (time, chance, the wires and
+ * their faults) share. Nobody else includes it.
  *
  * A stream has two ends and two pipes; pipe d carries what end d writes. Everything under way in a
  * pipe has a time of arrival. Whenever time moves or a pipe changes, what is due is settled at
@@ -7,8 +8,9 @@
 #ifndef CC_SIM_WORLD_H
 #define CC_SIM_WORLD_H
 
+#include "transport/handshake.h"
+#include "transport/route.h"
 #include "transport/sim.h"
-#include "transport/transport.h"
 
 extern const cc_transport_ops cc__transport_sim;
 
@@ -51,13 +53,17 @@ typedef enum cc__sim_state {
 typedef struct cc__sim_endpoint cc__sim_endpoint;
 typedef struct cc__sim_stream cc__sim_stream;
 
-typedef struct cc__sim_end {
+typedef struct cc__sim_end cc__sim_end;
+
+struct cc__sim_end {
     cc__sim_stream *stream;
     int side;
     cc__sim_endpoint *owner; /* NULL: it has gone */
     cc__sim_state state;
     cc_stream number;    /* 0: not in the owner's table */
-    int64_t deadline_ns; /* DIALING: it times out; LINGERING: what is left is dropped */
+    int64_t deadline_ns; /* DIALING: it times out; LINGERING: what is left is dropped; a relay's:
+                            so does what was not passed on */
+    cc__sim_end *mate;   /* of a relay: the end that what arrives here goes out at; or NULL */
     unsigned events;     /* not yielded yet: bits 1 << cc_transport_event_kind */
     cc_status why;       /* of CLOSED */
     struct iovec send[2];
@@ -67,12 +73,13 @@ typedef struct cc__sim_end {
     uint8_t *place; /* of the pending recv; NULL: scrap */
     size_t recv_left;
     int receiving;
-} cc__sim_end;
+};
 
 struct cc__sim_stream {
     cc__sim_stream *next, *previous; /* in the order of the dials */
     cc_sim *sim;
     cc_hello hello;
+    cc__hello_role role; /* of the hello */
     char address[2][CC_ADDRESS_MAX];
     int refused; /* nobody listens there */
     cc__sim_end ends[2];
@@ -90,6 +97,8 @@ struct cc__sim_endpoint {
     uint32_t streams, segment_bytes, io_max_bytes;
     int64_t connect_ns, linger_ns;
     int killed, paused, woken;
+    cc__routes routes;
+    uint32_t relays;
     cc__sim_end **slots;
     uint32_t n_slots, cursor;
     uint32_t generation;
@@ -166,9 +175,9 @@ void cc__sim_leave(cc__sim_endpoint *endpoint, int orderly);
 
 /* ---- sim_stream.c --------------------------------------------------------------------------- */
 
-/* A dial's hello, its answer, and the other answer. */
-cc_status cc__sim_dial(cc__sim_endpoint *from, const char *address, const cc_hello *hello,
-                       cc_stream *out);
+/* A dial's hello, its answer (the owner opens the end), and the other answer. */
+cc_status cc__sim_dial(cc__sim_endpoint *from, const char *address, cc__hello_role role,
+                       const cc_hello *hello, cc_stream *out);
 void cc__sim_answer(cc__sim_end *end);
 void cc__sim_reject(cc__sim_end *end, cc_status why);
 
@@ -197,5 +206,16 @@ void cc__sim_break_stream(cc__sim_stream *stream);
 int64_t cc__sim_end_next(cc__sim_end *end);
 
 void cc__sim_free_stream(cc__sim_stream *stream);
+
+/* ---- sim_relay.c ---------------------------------------------------------------------------- */
+
+/* Passes on a dial whose hello was judged, or turns it away. */
+void cc__sim_relay_begin(cc__sim_endpoint *endpoint, cc__sim_end *near);
+
+/* Does for an end of a relay what has come due. Both ends may be gone afterwards. */
+void cc__sim_relay(cc__sim_end *end);
+
+/* When that has something to do, or CC__NEVER. */
+int64_t cc__sim_relay_next(const cc__sim_end *end);
 
 #endif

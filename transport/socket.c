@@ -183,11 +183,33 @@ void cc__socket_tune_bulk(int fd) {
     set_int(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, CC__NOTSENT_BYTES);
 }
 
-int cc__socket_is_self_connected(int fd) {
+void cc__socket_tune_relay(int fd) {
+    set_int(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
+    set_int(fd, IPPROTO_TCP, TCP_KEEPIDLE, 10); /* seconds */
+    set_int(fd, IPPROTO_TCP, TCP_KEEPINTVL, 10);
+    set_int(fd, IPPROTO_TCP, TCP_KEEPCNT, 3);
+}
+
+int cc__socket_error(int fd) {
+    int error = 0;
+    socklen_t bytes = sizeof error;
+    getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &bytes);
+    return error;
+}
+
+/* A dial of an unused port of this host can meet itself. */
+static int is_self_connected(int fd) {
     cc__address own = {.bytes = sizeof own.six}, peer = {.bytes = sizeof peer.six};
     return getsockname(fd, &own.any, &own.bytes) == 0 &&
            getpeername(fd, &peer.any, &peer.bytes) == 0 &&
            cc__address_port(&own) == cc__address_port(&peer) && cc__address_same_host(&own, &peer);
+}
+
+int cc__socket_dial_error(int fd) {
+    int error = cc__socket_error(fd);
+    if (!error && is_self_connected(fd))
+        return ECONNREFUSED; /* nobody listens there but ourselves, by chance */
+    return error;
 }
 
 cc_status cc__socket_dial_status(int error) {

@@ -77,8 +77,15 @@ void cc__socket_tune_bulk(int fd);
 /* As cc_transport_ops.network, of one connection. */
 void cc__socket_network(int fd, cc_network *out);
 
-/* A dial of an unused port of this host can meet itself. */
-int cc__socket_is_self_connected(int fd);
+/* For both connections of a relay, which has no heartbeats: the system asks whether a silent host
+ * is still there. */
+void cc__socket_tune_relay(int fd);
+
+/* What has gone wrong with a connection that the system told of, or 0. It is told once. */
+int cc__socket_error(int fd);
+
+/* As above, when connect has told its result. */
+int cc__socket_dial_error(int fd);
 
 /* What a failed connect, read or write means to the caller of a transport. */
 cc_status cc__socket_dial_status(int error);

@@ -93,6 +93,11 @@ static void close_descriptor(tcp *tcp, tcp_stream *stream) {
 
 void cc__tcp_drop(tcp *tcp, tcp_stream *stream) {
     uint32_t index = stream->number & 0xffff;
+    if (stream->mate) { /* neither end of a relay outlives the other */
+        tcp_stream *mate = stream->mate;
+        cc__tcp_relay_part(tcp, stream);
+        cc__tcp_drop(tcp, mate);
+    }
     close_descriptor(tcp, stream);
     tcp_node_remove(&stream->raised);
     stream->events = 0;
@@ -136,7 +141,8 @@ void cc__tcp_untime(tcp *tcp, tcp_stream *stream) {
 
 static int has_work(const tcp_stream *stream) {
     switch (stream->state) {
-    case TCP_DIALLING: return stream->writable || stream->hangup;
+    case TCP_DIALLING:
+    case TCP_REACHING: return stream->writable || stream->hangup;
     case TCP_ASKING:
     case TCP_GREETING: return stream->readable || tcp_can_write(stream);
     case TCP_OPEN:
@@ -145,6 +151,8 @@ static int has_work(const tcp_stream *stream) {
     case TCP_LINGERING:
         return stream->readable || tcp_can_write(stream) || stream->broken ||
                (!stream->shut && !tcp_has_rest(stream));
+    case TCP_RELAYING:
+        return tcp_can_pull(stream) || tcp_can_push(stream) || tcp_may_have_failed(stream);
     default: return 0;
     }
 }

@@ -1,5 +1,6 @@
 /* The TCP transport: what transport.h asks for, in terms of streams (stream.c), their bytes
- * (bytes.c), how they begin (greet.c), and the loop that gives each its turn (loop.c). */
+ * (bytes.c), how they begin (greet.c), what is passed on for others (relay.c), and the loop that
+ * gives each its turn (loop.c). */
 #include "transport/tcp.h"
 
 #include <assert.h>
@@ -12,13 +13,30 @@
 
 /* ---- streams ---------------------------------------------------------------------------------- */
 
-static cc_status connect_stream(cc_transport *transport, const char *address, const cc_hello *hello,
-                                cc_stream *out) {
+static cc_status dial(cc_transport *transport, const char *address, cc__hello_role role,
+                      const cc_hello *hello, cc_stream *out) {
     tcp *tcp = cc__tcp_of(transport);
-    cc_status status = cc__tcp_dial(tcp, address, hello, out);
+    cc_status status = cc__tcp_dial(tcp, address, role, hello, out);
     if (status == CC_OK)
         cc__tcp_set_busy(tcp); /* an event, or a deadline that a waiter does not know */
     return status;
+}
+
+static cc_status connect_stream(cc_transport *transport, const char *address, const cc_hello *hello,
+                                cc_stream *out) {
+    return dial(transport, address, CC__HELLO_DIAL, hello, out);
+}
+
+static cc_status connect_through(cc_transport *transport, const char *relay, const cc_hello *hello,
+                                 cc_stream *out) {
+    return dial(transport, relay, CC__HELLO_RELAY, hello, out);
+}
+
+static cc_status route(cc_transport *transport, const cc_peer_id *peer, const char *address) {
+    cc__address parsed;
+    if (address && (cc__address_parse(address, &parsed) != CC_OK || !cc__address_port(&parsed)))
+        return CC_INVALID;
+    return cc__routes_set(&cc__tcp_of(transport)->routes, peer, address);
 }
 
 /* After a call that may have left something to do. */
@@ -184,6 +202,7 @@ static void stop(cc_transport *transport, int abort) {
     }
     free(tcp->streams);
     free(tcp->next_free);
+    cc__routes_free(&tcp->routes);
     free(tcp);
 }
 
@@ -243,6 +262,8 @@ const cc_transport_ops cc__transport_tcp = {
     .address = address,
     .set_token = set_token,
     .connect = connect_stream,
+    .connect_through = connect_through,
+    .route = route,
     .send = send_bytes,
     .recv = recv_bytes,
     .release = release,

@@ -1,5 +1,6 @@
 /* The inside of the TCP transport, shared by tcp.c (the vtable), loop.c (waiting, turns), greet.c
- * (dialling, accepting, hellos), stream.c (the streams) and bytes.c (what goes over them). Nobody else includes it.
+ * (dialling, accepting, hellos), stream.c (the streams), bytes.c (what goes over them) and relay.c
+ * (what is passed on for others). Nobody else includes it.
  *
  * Readiness is edge-triggered and every descriptor is registered once, so a stream remembers what
  * it is ready for (`readable`, `writable`) until an attempt says otherwise. A stream that could do
@@ -9,6 +10,7 @@
 #define CC_TRANSPORT_TCP_H
 
 #include "transport/handshake.h"
+#include "transport/route.h"
 #include "transport/socket.h"
 
 #include <stdatomic.h>
@@ -37,6 +39,8 @@ typedef enum tcp_state {
     TCP_OPEN,
     TCP_LINGERING, /* closed by the caller, or turned away: send the rest, drain, go */
     TCP_DEAD,      /* CLOSED is raised; waits for `close` */
+    TCP_REACHING,  /* the far end of a relay, to which connect has not told its result yet */
+    TCP_RELAYING,  /* an end of a relay, of which the caller knows nothing */
 } tcp_state;
 
 /* Bits of `events`, in the order in which they are yielded. */
@@ -59,7 +63,9 @@ typedef struct tcp_stream {
     uint8_t broken;             /* writing has failed */
     uint8_t shut;               /* our half is closed */
     uint8_t half_open;          /* counts as a connection without a handshake */
+    uint8_t far;                /* the end of a relay that was dialled: it has the deadline */
     uint8_t events;
+    cc__hello_role role; /* of the hello of a dial */
     cc_status why;
     cc_hello hello;
     int64_t deadline;
@@ -77,7 +83,9 @@ typedef struct tcp_stream {
     uint8_t *place;
     size_t want; /* what is missing of it */
 
-    uint8_t *ahead; /* what was read beyond it, [ahead_begin, ahead_end) */
+    struct tcp_stream *mate; /* the other end of a relay */
+
+    uint8_t *ahead; /* what was read beyond it, [ahead_begin, ahead_end); a relay's: for its mate */
     size_t ahead_max, ahead_begin, ahead_end;
 
     tcp_node active, raised, timed; /* our places in the lists of the same names */
@@ -106,6 +114,8 @@ typedef struct tcp {
     tcp_node timed;          /* streams with a deadline, */
     tcp_node half_open;      /* and those without a handshake, oldest first */
     uint32_t half_open_count;
+    cc__routes routes;
+    uint32_t relays_count;
     int64_t next_deadline; /* not later than the earliest of both; CC__NEVER if there is none */
 
     uint64_t sent_bytes, received_bytes, bad_connections;
@@ -177,6 +187,20 @@ static inline int tcp_is_over(const tcp_stream *stream) {
     return stream->ended && (stream->want || stream->ahead_begin == stream->ahead_end);
 }
 
+static inline int tcp_can_pull(const tcp_stream *end) {
+    return end->readable && !end->ended && end->ahead_end < end->ahead_max;
+}
+
+static inline int tcp_can_push(const tcp_stream *end) {
+    const tcp_stream *from = end->mate;
+    return from->ahead_end ? end->writable : from->ended && !end->shut;
+}
+
+/* An error that no read will meet, because there is no room to read. */
+static inline int tcp_may_have_failed(const tcp_stream *end) {
+    return end->hangup && !end->peeked && end->ahead_end == end->ahead_max;
+}
+
 /* The vtable, in tcp.c. */
 extern const cc_transport_ops cc__transport_tcp;
 
@@ -207,6 +231,8 @@ void cc__tcp_open_up(tcp *tcp, tcp_stream *stream, unsigned event);
 void cc__tcp_flush(tcp *tcp, tcp_stream *stream);
 /* One read for what is pending, or ahead. */
 void cc__tcp_fill(tcp *tcp, tcp_stream *stream);
+/* Reads at most what the two ask for, and keeps the flags. Returns as readv does. */
+ssize_t cc__tcp_read(tcp *tcp, tcp_stream *stream, struct iovec *iov, int count);
 /* Moves what is in the read-ahead to the pending recv. */
 void cc__tcp_take_ahead(tcp_stream *stream);
 /* As in transport.h. */
@@ -230,12 +256,30 @@ int64_t cc__tcp_deadline(cc_transport *transport);
 
 /* ---- greet.c -------------------------------------------------------------------------------- */
 
-cc_status cc__tcp_dial(tcp *tcp, const char *address, const cc_hello *hello, cc_stream *out);
+/* A stream in this state that begins to connect, with a deadline; or, with *failed not 0, has
+ * failed already. An error: there is no stream. */
+cc_status cc__tcp_reach(tcp *tcp, const char *address, tcp_state state, tcp_stream **out,
+                        int *failed);
+cc_status cc__tcp_dial(tcp *tcp, const char *address, cc__hello_role role, const cc_hello *hello,
+                       cc_stream *out);
 /* Accepts what waits, up to a bound. */
 void cc__tcp_accept(tcp *tcp);
 /* One turn of a stream whose handshake is not over. */
 void cc__tcp_greet(tcp *tcp, tcp_stream *stream);
+/* Answers a dial with no; the stream lingers until it was read. */
+void cc__tcp_turn_away(tcp *tcp, tcp_stream *stream, const cc_hello *dial, cc_status verdict);
 /* Ends what has taken too long. */
 void cc__tcp_expire(tcp *tcp, int64_t now);
+
+/* ---- relay.c -------------------------------------------------------------------------------- */
+
+/* Passes an accepted dial on, or turns it away. Its hello was judged. */
+void cc__tcp_relay_begin(tcp *tcp, tcp_stream *near);
+/* One turn of an end of a relay. */
+void cc__tcp_relay(tcp *tcp, tcp_stream *end);
+/* The far end's deadline is over. */
+void cc__tcp_relay_expire(tcp *tcp, tcp_stream *far);
+/* Makes two streams of a relay that ends; nothing is closed. */
+void cc__tcp_relay_part(tcp *tcp, tcp_stream *end);
 
 #endif

@@ -88,6 +88,22 @@ typedef struct cc_transport_ops {
     cc_status (*connect)(cc_transport *transport, const char *address, const cc_hello *hello,
                          cc_stream *out);
 
+    /* Dials hello->to through another peer, a relay, which listens at the address `relay`. As
+     * connect; and once it is CONNECTED the stream is like any other, and for hello->to it is one
+     * from the beginning, but it ends with the relay too. Of CLOSED before that only CC_REFUSED
+     * says something of hello->to: that the relay, which has the run's token, was refused at its
+     * address. CC_BUSY: dial again soon, the relay carries as many as it can, or one of both has
+     * no token yet. CC_UNREACHABLE: there is no relay of this run at that address, or it was not
+     * told of hello->to, or did not reach it, or did reach another incarnation. */
+    cc_status (*connect_through)(cc_transport *transport, const char *relay, const cc_hello *hello,
+                                 cc_stream *out);
+
+    /* Tells for whom this transport is a relay: dials to be relayed to `peer` go to `address`
+     * (copied) from now on; NULL: they are turned away. What is connected stays. Relays have no
+     * events and no numbers; they move with poll and end with stop. CC_INVALID: no such address.
+     * CC_BUSY: more than CC_LINKS_MAX peers. CC_NO_MEMORY. */
+    cc_status (*route)(cc_transport *transport, const cc_peer_id *peer, const char *address);
+
     /* Sends all bytes of iov[0..count), count <= 2. At most one send may be pending per stream.
      * CC_OK: taken whole. CC_PENDING: SENT follows; the iovec array itself is not kept, the memory
      * it points to is. CC_CLOSED: the stream is dead (its CLOSED event comes or came by poll). */

@@ -21,6 +21,7 @@ from collectives.config import Timeouts
 from collectives.coordinator import decide, records
 from collectives.coordinator.facts import Cleared, Fact, Fixed, Made, Published, Struck
 from collectives.coordinator.lobby import Joiner, Lobby
+from collectives.coordinator.notes import Notes
 from collectives.coordinator.roll import Roll
 from collectives.coordinator.standing import (
     NEVER,
@@ -31,6 +32,7 @@ from collectives.coordinator.standing import (
     settled_at,
 )
 from collectives.messages import (
+    NO_PEER,
     Epoch,
     Evicted,
     Installed,
@@ -67,8 +69,8 @@ class Group:
         self.timeouts = timeouts
         self.send = send
         self.settings: Join | None = None  # the JOIN that fixed them
-        self.note = note
-        self.roll = Roll(self.name, self.number, send, note)
+        self.notes = Notes(note)
+        self.roll = Roll(self.name, self.number, send, self.notes.note)
         self.held = False
         self.strikes: frozenset[decide.Pair] = frozenset()
         self.unreached: set[bytes] = set()  # members that a joiner could not reach
@@ -83,6 +85,12 @@ class Group:
     def present(self) -> dict[bytes, Standing]:
         """The members that are not known to be gone."""
         return self.roll.present
+
+    @property
+    def recovering(self) -> bool:
+        """Whether another coordinator made this group, and may have decided what nobody told yet:
+        then nothing is decided but who is a member, and nothing written down before that is."""
+        return self.notes.are_held
 
     @property
     def idle(self) -> bool:
@@ -107,13 +115,13 @@ class Group:
         else:
             if self.idle and join != self.settings:
                 self.settings = join
-                self.note(Fixed(self.number, join))
+                self.notes.note(Fixed(self.number, join))
             waiting = [joiner.join for joiner in self.lobby.joiners.values()]
             reason = records.objection(self.settings or join, join, waiting, bool(self.members))
             if reason is not None:
                 self.send(join.id, Refused(reason))
                 return
-            joiner = self.lobby.joiners[join.id] = Joiner(join, serial(), now)
+            joiner = self.lobby.joiners[join.id] = Joiner(join, serial, now)
             self._form(now)
             if join.id in self.lobby.joiners and join.id not in self.lobby.candidates:
                 self._welcome(join.id, joiner.serial)
@@ -132,19 +140,23 @@ class Group:
         self._form(now)
         self.settle(now)
 
-    def report(self, peer: bytes, message: Report, now: float) -> None:
+    def knows(self, peer: bytes) -> bool:
+        """Whether it is, was or wants to be a member."""
+        return peer in self.lobby.joiners or self.roll.knows(peer)
+
+    def report(self, sender: bytes, message: Report, now: float) -> None:
+        """A member's report, which it sent itself or another member carried. Carried, what cannot
+        be true is ignored: it is no fault of the one in whose name it came. The group `knows` the
+        sender, whose own report is on no later epoch than `roll.epoch`."""
+        if sender not in self.present:
+            self.roll.tell_former(sender)
+            return
+        peer = sender if message.of == NO_PEER else message.of
         standing = self.present.get(peer)
-        if standing is None:
-            if not self.roll.tell_former(peer) and peer not in self.lobby.joiners:
-                text = f"this peer is not a member of group {self.name!r}"
-                self.send(peer, Evicted(self.number, self.roll.epoch, False, text))
+        if standing is None or (peer != sender and message.epoch != self.roll.epoch):
             return
         if message.epoch < self.roll.epoch:
             self.roll.publish_to(standing, now)
-            return
-        if message.epoch > self.roll.epoch:
-            self.roll.evict(standing, f"it reported on epoch {message.epoch}, which does not exist")
-            self.settle(now)
             return
         standing.installed = True
         first = self.roll.first_report == NEVER
@@ -154,9 +166,9 @@ class Group:
             reason = "it reported twice on one epoch, with different watermarks"
         else:
             reason = None
-        if reason is not None:
+        if reason is not None and peer == sender:
             self.roll.evict(standing, reason)
-        else:
+        elif reason is None:
             if standing.report is None:
                 standing.report, standing.reported_at = message, now
             for evidence in message.evidence:
@@ -249,7 +261,7 @@ class Group:
                 self.roll.evict(self.members[peer], "it closed the subgroup", left=True)
             else:
                 self.roll.evict(self.members[peer], reasons.get(peer, "it was taken for dead"))
-        boundary = decide.boundary(reports, self.roll.decided)
+        boundary = None if self.recovering else decide.boundary(reports, self.roll.decided)
         ready: list[Joiner] = []
         if boundary is not None:
             staying = reports.keys() - boundary.leavers
@@ -262,6 +274,10 @@ class Group:
         self.strikes = frozenset(pair for pair in self.strikes | links if pair <= reports.keys())
         if not reports:
             self._dissolve("the reports of all members contradict each other", now)
+        elif self.recovering:
+            assert self.roll.record is not None
+            self._publish(records.recovered(self.roll.record, reports), now)
+            self.notes.release()
         elif boundary is None:
             assert self.roll.record is not None
             self._publish(records.without_the_dead(self.roll.record, reports, bool(links)), now)
@@ -336,6 +352,8 @@ class Group:
         self.strikes = frozenset()
         self.unreached.clear()
         self.pending = 0
+        if self.recovering:  # nobody knows what number comes next: the group is forgotten
+            self.lobby.joiners.clear()
         self.lobby.next_round(self.lobby.joiners.values(), anew=True)
         self._form(now)
 
@@ -352,6 +370,32 @@ class Group:
         """The coordinator is back. Who waited has to join again."""
         self.lobby.round = first_round
         self.roll.resume(now)
+
+    def take_over(self, settings: Join | None) -> None:
+        """Another coordinator made this group. The first claim follows."""
+        self.notes.hold()
+        self.notes.note(self.made)
+        if settings is not None:
+            self.settings = settings
+            self.notes.note(Fixed(self.number, settings))
+
+    def claim(self, peer: bytes, record: Epoch, now: float) -> bool:
+        """A peer is a member by a record of another coordinator. The newest such record is taken
+        over; whether this one can be of the same group's history."""
+        if record.epoch > self.roll.epoch:
+            self.notes.hold()
+            self.roll.adopt(record, now)
+            self.lobby.next_round(self.lobby.joiners.values(), anew=True)
+        last = self.roll.record
+        assert last is not None
+        if record.epoch == last.epoch and not records.same(record, last):
+            return False
+        if peer in self.present:
+            self.members[peer].installed |= record.epoch == last.epoch
+        elif not self.roll.tell_former(peer):
+            text = f"this peer was left out of epoch {last.epoch} of group {self.name!r}"
+            self.send(peer, Evicted(self.number, last.epoch, False, text))
+        return True
 
     def snapshot(self) -> Iterator[Fact]:
         """The facts that make this group."""

@@ -241,6 +241,19 @@ class Journal:
             data = data[self._disk.write(descriptor, data) :]
 
 
+def open_or_set_aside(path: str | os.PathLike[str]) -> Journal:
+    """As `Journal`, but one that is damaged gets another name, and a new one takes its place."""
+    try:
+        return Journal(path)
+    except JournalCorrupt as error:
+        where = os.path.realpath(path)
+        names = (f"{where}.damaged-{number}" for number in itertools.count(1))
+        aside = next(name for name in names if not os.path.exists(name))
+        os.rename(where, aside)
+        log.warning("%s; it is %s now", error, aside)
+        return Journal(path)
+
+
 # ---- the layout ----------------------------------------------------------------------------------
 
 

@@ -19,16 +19,26 @@ FAILURES_MAX = 3
 
 @dataclass
 class Joiner:
-    """Someone who waits to be let in."""
+    """Someone who waits to be let in.
+
+    Attributes:
+        count: gives out serials, each later than all before.
+        serial: later than those of all members, for of two peers the later one dials, and members
+            do not know who waits.
+    """
 
     join: Join
-    serial: int
+    count: Callable[[], int]
     heard: float
+    serial: int = field(init=False)
     reached: set[bytes] = field(default_factory=set)
     network: Network = (0, 0)  # of its links to them
     failures: int = 0
     failed_at: float = -NEVER
     spared: int = 0  # how often another was given up where it may have been this one's fault
+
+    def __post_init__(self) -> None:
+        self.serial = self.count()
 
     @property
     def arrival(self) -> tuple[Join, int]:
@@ -47,13 +57,16 @@ class Lobby:
         self._welcome = welcome
 
     def next_round(self, joiners: Iterable[Joiner], *, anew: bool) -> None:
-        """Whom to rehearse with has changed; with `anew` what was reached before is void."""
+        """Whom to rehearse with has changed; with `anew` what was reached before is void. Without,
+        these are the members of an epoch that was just published."""
         self.round += 1
         self._apart.clear()
         for joiner in list(joiners):
             joiner.failures = 0
             if anew:
                 joiner.reached.clear()
+            else:  # some who came later may be members now
+                joiner.serial = joiner.count()
             self._welcome(joiner)
 
     def gather(self, size: int) -> list[tuple[Join, int]]:

@@ -15,19 +15,22 @@ from collectives.errors import CollectivesError
 
 class CoordinatorProcess:
     """Use it in a `with` statement, or call `start` and `stop`. `url` is what peers connect to.
-    `journal` is that of `serve`, `arguments` are more ones of the command."""
+    `journal` and `recover` are those of `serve`, `arguments` are more ones of the command."""
 
     def __init__(
         self,
         listen: str = "127.0.0.1:0",
         *arguments: str,
         journal: str | os.PathLike[str] | None = None,
+        recover: bool = False,
     ) -> None:
         self.url = ""
         self.process: subprocess.Popen[str] | None = None
         self._arguments = ["--listen", listen, *arguments]
         if journal is not None:
             self._arguments += ["--journal", os.fspath(journal)]
+        if recover:
+            self._arguments.append("--recover")
 
     def start(self) -> CoordinatorProcess:
         """Returns once peers can connect. Raises CollectivesError with what it printed."""

@@ -159,6 +159,10 @@ class Roll:
             self._send(peer, former)
         return former is not None
 
+    def knows(self, peer: bytes) -> bool:
+        """Whether it is a member, or was one."""
+        return peer in self.members or peer in self._former
+
     def take_losses(self) -> list[tuple[bytes, str]]:
         """Who was evicted since the last call, and why; not who left."""
         losses, self._losses = self._losses, []
@@ -183,6 +187,16 @@ class Roll:
             standing.heard = standing.remind_at = now
         lost = self.members.keys() - self.present.keys()
         self.closing = any(not self._former[peer].left for peer in lost if peer in self._former)
+
+    def adopt(self, record: Epoch, now: float) -> None:
+        """Takes over what another coordinator published. What it did since is not known, so all
+        members are to report. Only the worst of their links is known, and taken for all."""
+        self._enter(record, [(record.latency_ns, record.bytes_per_s)] * len(record.members))
+        for peer, standing in self.members.items():
+            standing.heard = standing.remind_at = now
+            standing.gone = peer in self._former
+        self.closing = True
+        self.call_for_reports(now)
 
     def snapshot(self) -> Iterator[Fact]:
         """The facts that make this roll."""

@@ -21,7 +21,7 @@ import zmq.asyncio
 
 from collectives import config, logs
 from collectives.coordinator.core import GROUPS_MAX, Core, Received, Send, Tick
-from collectives.coordinator.journal import Journal
+from collectives.coordinator.journal import Journal, open_or_set_aside
 from collectives.errors import CollectivesError, ProtocolError, SystemFailure
 from collectives.messages import (
     MESSAGE_BYTES_MAX,
@@ -32,6 +32,7 @@ from collectives.messages import (
     Ping,
     Pong,
     Refused,
+    Unknown,
     decode,
     encode,
     identity,
@@ -65,6 +66,7 @@ async def serve(
     insecure: bool = False,
     timeouts: config.Timeouts = config.LAN,
     journal: str | os.PathLike[str] | None = None,
+    recover: bool = False,
     on_ready: Callable[[str], None] | None = None,
     stop: asyncio.Event | None = None,
 ) -> None:
@@ -76,6 +78,9 @@ async def serve(
         timeouts: `dead`, `settle` and `joiner_lost` count here.
         journal: the file that makes a restart possible; it is made if it is not there. None: the
             groups are lost with the coordinator.
+        recover: the journal was lost, or is damaged (then it is set aside): groups that it does not
+            have are taken over from their members. What a member did not know to be decided ends
+            with `OutcomeUnknown`.
         on_ready: called with the URL, ``cc://host:port``, once peers can connect.
 
     Raises:
@@ -84,11 +89,12 @@ async def serve(
         JournalError: the journal is damaged, in use, or cannot be written any more.
     """
     host, port = listen_address(listen, insecure)
-    book = None if journal is None else Journal(journal)
+    opened = open_or_set_aside if recover else Journal
+    book = None if journal is None else opened(journal)
     context = zmq.asyncio.Context()
     router = context.socket(zmq.ROUTER)
     try:
-        core = _restored(book, timeouts)
+        core = _restored(book, timeouts, recover)
         port = _bind(router, host, port)
         url = config.SCHEME + config.format_address(host, port)
         log.info("serving at %s", url)
@@ -103,17 +109,17 @@ async def serve(
             book.close()
 
 
-def _restored(journal: Journal | None, timeouts: config.Timeouts) -> Core:
+def _restored(journal: Journal | None, timeouts: config.Timeouts, recover: bool) -> Core:
     """The machine as the journal has it; what it takes to start again is in the journal too."""
-    core = Core(random.SystemRandom(), timeouts)
     if journal is None:
         log.info("without a journal: if this coordinator ends, its groups cannot go on")
-        return core
+        return Core(random.SystemRandom(), timeouts, recover=recover)
+    run = journal.run.hex()[:8]
+    core = Core(random.SystemRandom(), timeouts, recover=recover, run=run)
     core.restore(journal.facts, asyncio.get_running_loop().time())
     journal.facts.clear()
     journal.append(core.take_facts())
-    where = journal.path, journal.run.hex()[:8], len(core.groups)
-    log.info("journal %s, run %s: %d groups", *where)
+    log.info("journal %s, run %s: %d groups", journal.path, run, len(core.groups))
     return core
 
 
@@ -200,7 +206,7 @@ class _Desk:
         actions = self.core.step(event, now)
         if self._journal is not None and (facts := self.core.take_facts()):
             self._journal.append(facts)
-            if self._journal.is_large:
+            if self._journal.is_large and not self.core.is_recovering:
                 self._journal.compact(self.core.snapshot())
         await self._send_all(actions)
 
@@ -221,6 +227,7 @@ class Chronicle:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._epochs: dict[int, Epoch] = {}  # group number -> the epoch told last
+        self._strangers: set[str] = set()  # what was said to some
 
     def received(self, event: Received) -> None:
         if isinstance(event.message, Bye):
@@ -233,6 +240,12 @@ class Chronicle:
             self._epoch(message)
         elif isinstance(message, (Refused, Evicted)):
             log.info("%s is %s: %s", self._who(peer), message.TYPE, message.reason)
+        elif isinstance(message, Unknown) and message.reason not in self._strangers:
+            level = logging.WARNING if message.recover else logging.ERROR
+            log.log(level, "%s: %s", self._who(peer), message.reason)
+            self._strangers.add(message.reason)
+            if len(self._strangers) > GROUPS_MAX:
+                self._strangers.clear()
         self._detail("to", peer, message)
 
     def _epoch(self, record: Epoch) -> None:
@@ -273,12 +286,14 @@ class CoordinatorServer:
         insecure: bool = False,
         timeouts: config.Timeouts = config.LAN,
         journal: str | os.PathLike[str] | None = None,
+        recover: bool = False,
     ) -> None:
         self.url = ""
         self._listen = listen
         self._insecure = insecure
         self._timeouts = timeouts
         self._journal = journal
+        self._recover = recover
         self._ready = threading.Event()
         self._error: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -331,6 +346,7 @@ class CoordinatorServer:
             insecure=self._insecure,
             timeouts=self._timeouts,
             journal=self._journal,
+            recover=self._recover,
             on_ready=ready,
             stop=self._stop,
         )

@@ -61,20 +61,37 @@ def settled_at(members: Mapping[bytes, Standing], timeouts: Timeouts) -> float:
     reported. Docs/protocol.md, section 6, has the rule."""
     reporters = [standing for standing in members.values() if standing.report is not None]
     first = min((standing.reported_at for standing in reporters), default=NEVER)
-    # Who reported and died since can accuse nobody any more.
-    gone = {
-        peer
-        for standing in reporters
-        for peer, kinds in standing.evidence.items()
-        if not kinds.isdisjoint(FATAL)
-    }
-    witnesses = [s for s in reporters if s.member.id not in gone] or reporters
+    witnesses = _witnesses(reporters)
     found = [
         [standing.evidence.get(peer, set()) for standing in witnesses]
         for peer, standing in members.items()
         if standing.report is None
     ]
     return max([_dead_at(kinds, first, timeouts) for kinds in found], default=first)
+
+
+def _witnesses(reporters: list[Standing]) -> list[Standing]:
+    """Those whose word is waited for. Who reported and died since can accuse nobody any more:
+    somebody has evidence that suffices, or those whom nobody finds silent all find it silent. They
+    must be the greater number, for one whose own links are cut finds all others silent."""
+    gone, doubted = set(), set()
+    for standing in reporters:
+        for peer, kinds in standing.evidence.items():
+            if not kinds.isdisjoint(FATAL):
+                gone.add(peer)
+            if EvidenceKind.SILENT in kinds:
+                doubted.add(peer)
+    left = [s for s in reporters if s.member.id not in gone]
+    heard = [s for s in left if s.member.id not in doubted]
+    silent = {
+        peer
+        for peer in doubted
+        if all(EvidenceKind.SILENT in s.evidence.get(peer, ()) for s in heard)
+    }
+    agreed = [s for s in left if s.member.id not in silent]
+    if len(heard) > len(left) - len(agreed):
+        left = agreed
+    return left or reporters
 
 
 def _dead_at(found: list[set[EvidenceKind]], first: float, timeouts: Timeouts) -> float:

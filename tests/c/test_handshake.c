@@ -75,13 +75,20 @@ static void roles_and_statuses(void) {
     cc_status status;
     cc__hello_pack(&hello, CC__HELLO_DIAL, CC_OK, bytes);
     CHECK_EQ(cc__hello_unpack(bytes, CC__HELLO_ANSWER, &got, &status), CC_PROTOCOL);
-    CHECK_EQ(cc__hello_confirm(&hello, bytes), CC_PROTOCOL);
+    CHECK_EQ(cc__hello_confirm(CC__HELLO_DIAL, &hello, bytes), CC_PROTOCOL);
     CHECK_EQ(cc__hello_unpack(bytes, CC__HELLO_DIAL, &got, NULL), CC_OK);
     cc__hello_pack(&hello, CC__HELLO_DIAL, CC_EVICTED, bytes);
     CHECK_EQ(cc__hello_unpack(bytes, CC__HELLO_DIAL, &got, NULL), CC_PROTOCOL);
+    cc__hello_pack(&hello, CC__HELLO_RELAY, CC_OK, bytes);
+    CHECK_EQ(cc__hello_unpack(bytes, CC__HELLO_DIAL, &got, NULL), CC_PROTOCOL);
+    CHECK_EQ(cc__hello_unpack(bytes, CC__HELLO_ANSWER, &got, &status), CC_PROTOCOL);
+    CHECK_EQ(cc__hello_unpack(bytes, CC__HELLO_RELAY, &got, NULL), CC_OK);
+    cc__hello_pack(&hello, CC__HELLO_RELAY, CC_REFUSED, bytes);
+    CHECK_EQ(cc__hello_unpack(bytes, CC__HELLO_RELAY, &got, NULL), CC_PROTOCOL);
     for (int said = 0; said < 40; said++) {
         cc__hello_pack(&hello, CC__HELLO_ANSWER, (cc_status)said, bytes);
-        int known = said == CC_OK || said == CC_EVICTED || said == CC_PROTOCOL || said == CC_BUSY;
+        int known = said == CC_OK || said == CC_EVICTED || said == CC_PROTOCOL || said == CC_BUSY ||
+                    said == CC_REFUSED || said == CC_UNREACHABLE;
         CHECK_EQ(cc__hello_unpack(bytes, CC__HELLO_ANSWER, &got, &status),
                  known ? CC_OK : CC_PROTOCOL);
     }
@@ -91,26 +98,26 @@ static void roles_and_statuses(void) {
 static void verdicts(void) {
     cc_hello good = example(), bad;
     cc__hello_rules rules = rules_for(&good);
-    CHECK_EQ(cc__hello_judge(&rules, &good), CC_OK);
+    CHECK_EQ(cc__hello_judge(&rules, CC__HELLO_DIAL, &good), CC_OK);
     for (int i = 0; i < 16; i++) {
         bad = good;
         bad.token[i] ^= 0x80;
-        CHECK_EQ(cc__hello_judge(&rules, &bad), CC_EVICTED);
+        CHECK_EQ(cc__hello_judge(&rules, CC__HELLO_DIAL, &bad), CC_EVICTED);
         bad = good;
         bad.to.bytes[i] ^= 0x80;
-        CHECK_EQ(cc__hello_judge(&rules, &bad), CC_EVICTED);
+        CHECK_EQ(cc__hello_judge(&rules, CC__HELLO_DIAL, &bad), CC_EVICTED);
     }
     bad = good;
     bad.streams = 5;
-    CHECK_EQ(cc__hello_judge(&rules, &bad), CC_PROTOCOL);
+    CHECK_EQ(cc__hello_judge(&rules, CC__HELLO_DIAL, &bad), CC_PROTOCOL);
     bad = good;
     bad.stream = 5;
-    CHECK_EQ(cc__hello_judge(&rules, &bad), CC_PROTOCOL);
+    CHECK_EQ(cc__hello_judge(&rules, CC__HELLO_DIAL, &bad), CC_PROTOCOL);
     bad = good;
     bad.segment_bytes++;
-    CHECK_EQ(cc__hello_judge(&rules, &bad), CC_PROTOCOL);
+    CHECK_EQ(cc__hello_judge(&rules, CC__HELLO_DIAL, &bad), CC_PROTOCOL);
     rules.has_token = 0;
-    CHECK_EQ(cc__hello_judge(&rules, &good), CC_BUSY);
+    CHECK_EQ(cc__hello_judge(&rules, CC__HELLO_DIAL, &good), CC_BUSY);
     passed++;
 }
 
@@ -119,27 +126,74 @@ static void answers(void) {
     cc_hello dial = example(), other;
     cc__hello_rules rules = rules_for(&dial);
     cc__hello_answer(&rules, &dial, CC_OK, bytes);
-    CHECK_EQ(cc__hello_confirm(&dial, bytes), CC_OK);
+    CHECK_EQ(cc__hello_confirm(CC__HELLO_DIAL, &dial, bytes), CC_OK);
     other = dial;
     other.link++;
-    CHECK_EQ(cc__hello_confirm(&other, bytes), CC_PROTOCOL);
+    CHECK_EQ(cc__hello_confirm(CC__HELLO_DIAL, &other, bytes), CC_PROTOCOL);
     other = dial;
     other.stream--;
-    CHECK_EQ(cc__hello_confirm(&other, bytes), CC_PROTOCOL);
+    CHECK_EQ(cc__hello_confirm(CC__HELLO_DIAL, &other, bytes), CC_PROTOCOL);
     other = dial;
     other.to.bytes[7]++;
-    CHECK_EQ(cc__hello_confirm(&other, bytes), CC_EVICTED);
+    CHECK_EQ(cc__hello_confirm(CC__HELLO_DIAL, &other, bytes), CC_EVICTED);
     other = dial;
     other.token[0]++;
-    CHECK_EQ(cc__hello_confirm(&other, bytes), CC_EVICTED);
+    CHECK_EQ(cc__hello_confirm(CC__HELLO_DIAL, &other, bytes), CC_EVICTED);
 
     /* Who is turned away is told why, but never our token. */
     cc_status verdicts[] = {CC_EVICTED, CC_PROTOCOL};
     for (int i = 0; i < 2; i++) {
         cc__hello_answer(&rules, i ? NULL : &dial, verdicts[i], bytes);
-        CHECK_EQ(cc__hello_confirm(&dial, bytes), verdicts[i]);
+        CHECK_EQ(cc__hello_confirm(CC__HELLO_DIAL, &dial, bytes), verdicts[i]);
         for (int k = 64; k < 80; k++) CHECK_EQ(bytes[k], 0);
     }
+    passed++;
+}
+
+/* A relay judges everything but who is meant. */
+static void verdicts_of_a_relay(void) {
+    cc_hello good = example(), bad = good;
+    cc__hello_rules rules = rules_for(&good);
+    memset(rules.id.bytes, 0x99, sizeof rules.id.bytes);
+    CHECK_EQ(cc__hello_judge(&rules, CC__HELLO_DIAL, &good), CC_EVICTED);
+    CHECK_EQ(cc__hello_judge(&rules, CC__HELLO_RELAY, &good), CC_OK);
+    bad.token[3] ^= 1;
+    CHECK_EQ(cc__hello_judge(&rules, CC__HELLO_RELAY, &bad), CC_EVICTED);
+    bad = good;
+    bad.streams++;
+    CHECK_EQ(cc__hello_judge(&rules, CC__HELLO_RELAY, &bad), CC_PROTOCOL);
+    rules.has_token = 0;
+    CHECK_EQ(cc__hello_judge(&rules, CC__HELLO_RELAY, &good), CC_BUSY);
+    passed++;
+}
+
+/* What the dialling side makes of an answer to a dial through a relay: the target's own is good, and
+ * only a relay that has the token may say that the target refused. */
+static void answers_through_a_relay(void) {
+    static const cc_status said[][2] = {
+        {CC_OK, CC_UNREACHABLE}, /* from the wrong one */
+        {CC_EVICTED, CC_UNREACHABLE}, {CC_PROTOCOL, CC_PROTOCOL},      {CC_BUSY, CC_BUSY},
+        {CC_REFUSED, CC_REFUSED},     {CC_UNREACHABLE, CC_UNREACHABLE}};
+    uint8_t bytes[CC__HELLO_BYTES];
+    cc_hello dial = example(), other = dial;
+    cc__hello_rules target = rules_for(&dial), relay = target;
+    cc__hello_answer(&target, &dial, CC_OK, bytes);
+    CHECK_EQ(cc__hello_confirm(CC__HELLO_RELAY, &dial, bytes), CC_OK);
+    memset(relay.id.bytes, 0x99, sizeof relay.id.bytes);
+    for (size_t i = 0; i < sizeof said / sizeof said[0]; i++) {
+        cc__hello_answer(&relay, &dial, said[i][0], bytes);
+        CHECK_EQ(cc__hello_confirm(CC__HELLO_RELAY, &dial, bytes), said[i][1]);
+    }
+    cc__hello_answer(&relay, &dial, CC_REFUSED, bytes);
+    CHECK_EQ(cc__hello_confirm(CC__HELLO_DIAL, &dial, bytes), CC_PROTOCOL); /* nobody asked it */
+    for (int i = 0; i < 16; i++) {
+        cc__hello_answer(&relay, &dial, CC_REFUSED, bytes);
+        bytes[64 + i] ^= 4;
+        CHECK_EQ(cc__hello_confirm(CC__HELLO_RELAY, &dial, bytes), CC_UNREACHABLE);
+    }
+    other.link--;
+    cc__hello_answer(&relay, &dial, CC_REFUSED, bytes);
+    CHECK_EQ(cc__hello_confirm(CC__HELLO_RELAY, &other, bytes), CC_UNREACHABLE);
     passed++;
 }
 
@@ -150,15 +204,15 @@ static void any_bytes_are_harmless(void) {
     cc_hello dial = example(), got;
     cc_status status;
     for (int i = 0; i < 200000; i++) {
-        cc__hello_pack(&dial, i % 2 ? CC__HELLO_DIAL : CC__HELLO_ANSWER, CC_OK, bytes);
+        cc__hello_pack(&dial, (cc__hello_role)(1 + i % 3), CC_OK, bytes);
         for (int k = 0; k <= i % 5; k++) {
             random ^= random << 13;
             random ^= random >> 7;
             random ^= random << 17;
             bytes[random % CC__HELLO_BYTES] = (uint8_t)(random >> 32);
         }
-        cc__hello_role role = random >> 63 ? CC__HELLO_DIAL : CC__HELLO_ANSWER;
-        cc__hello_confirm(&dial, bytes);
+        cc__hello_role role = (cc__hello_role)(1 + (random >> 40) % 3);
+        cc__hello_confirm(random >> 63 ? CC__HELLO_DIAL : CC__HELLO_RELAY, &dial, bytes);
         if (cc__hello_unpack(bytes, role, &got, &status) != CC_OK) continue;
         cc__hello_pack(&got, role, status, again);
         CHECK(memcmp(bytes, again, sizeof bytes) == 0);
@@ -173,6 +227,8 @@ int main(void) {
     roles_and_statuses();
     verdicts();
     answers();
+    verdicts_of_a_relay();
+    answers_through_a_relay();
     any_bytes_are_harmless();
     printf("test_handshake: %d passed, 0 failed\n", passed);
     return 0;

@@ -3,6 +3,7 @@
  * length around each bound against a table written down here; random bytes. */
 #include "csrc/base/limits.h"
 #include "csrc/wire.h"
+#include "csrc/wire_dispatch.h"
 #include "tests/c/check.h"
 
 #include <stdint.h>
@@ -39,6 +40,11 @@ static const struct {
     {CC__TAKEN, 0, 0, 0},
     {CC__CANCEL, 0, 0, 0},
     {CC__PIECE, 1, 1, UINT32_MAX},
+    {CC__SEALED, 0, 24, 10263}, /* 16 lanes with 64 calls, 64 pieces of evidence, 255 letters */
+    {CC__EPOCH, 0, 48, 879},    /* 1024 members, 16 lanes, 255 letters */
+    {CC__SESSION, 0, 0, 0},
+    {CC__RESUME, 0, 1, 16384},
+    {CC__RESUMED, 0, 0, 0},
 };
 #define N_ALLOWED (sizeof ALLOWED / sizeof ALLOWED[0])
 
@@ -129,9 +135,10 @@ static void test_every_header(void) {
     static const uint32_t segments[] = {64, 4096, 16384, CC_SEGMENT_MAX};
     for (size_t s = 0; s < sizeof segments / sizeof segments[0]; s++) {
         const uint32_t segment = segments[s];
-        const uint32_t lengths[] = {0,           1,          23,          24,          25,
-                                    16383,       16384,      16385,       segment - 1, segment,
-                                    segment + 1, 0x7fffffff, 0x80000000u, 0xffffffffu};
+        const uint32_t lengths[] = {0,       1,           23,         24,          25,
+                                    47,      48,          879,        880,         10263,
+                                    10264,   16383,       16384,      16385,       segment - 1,
+                                    segment, segment + 1, 0x7fffffff, 0x80000000u, 0xffffffffu};
         for (int type = 0; type < 256; type++) {
             for (int lane = 0; lane < 256; lane++) {
                 for (int bulk = 0; bulk < 2; bulk++) {

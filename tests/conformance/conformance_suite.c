@@ -293,5 +293,6 @@ static const suite_test tests[] = {
 
 int suite_run(suite_world *world) {
     int passed = suite_run_tests(world, tests, (int)(sizeof tests / sizeof tests[0]));
-    return passed + suite_run_tests(world, suite_endings, suite_endings_count);
+    passed += suite_run_tests(world, suite_endings, suite_endings_count);
+    return passed + suite_run_tests(world, suite_relays, suite_relays_count);
 }

@@ -1,8 +1,8 @@
 /* The conformance suite: what every transport must do, written once. A transport's own test file
  * fills in a suite_world, which says how its endpoints are made and how time passes, and calls
  * suite_run; see test_tcp.c. Tests that only one transport can have use the same tools: suite_open,
- * SUITE_UNTIL, flows. The tools are in suite_tools.c and suite_flow.c, the tests
- * in conformance_suite.c and conformance_endings.c.
+ * SUITE_UNTIL, flows. The tools are in suite_tools.c and suite_flow.c, the tests in
+ * conformance_suite.c, conformance_endings.c and conformance_relay.c.
  *
  * All endpoints of a test live in one thread. The harness polls them in turn, each time for a
  * random small number of events, and holds every event against the contract: none for a stream it
@@ -81,9 +81,9 @@ typedef struct suite_test {
  * without it, and is printed when something fails. */
 int suite_run(suite_world *world);
 
-/* The part of it that is in conformance_endings.c. */
-extern const suite_test suite_endings[];
-extern const int suite_endings_count;
+/* The parts of it that are in conformance_endings.c and conformance_relay.c. */
+extern const suite_test suite_endings[], suite_relays[];
+extern const int suite_endings_count, suite_relays_count;
 
 /* Runs tests of the transport's own in the same way. */
 int suite_run_tests(suite_world *world, const suite_test *tests, int count);
@@ -105,8 +105,9 @@ void suite_stop(suite_end *end, int abort);
 /* The hello with which `from` would dial `to`, as it should be. */
 cc_hello suite_hello(const suite_end *from, const suite_end *to, int stream);
 
-/* Dials; the call must succeed. */
+/* Dials, directly or through the relay at `address`; the call must succeed. */
 suite_stream *suite_dial(suite_end *from, const char *address, const cc_hello *hello);
+suite_stream *suite_dial_through(suite_end *from, const char *address, const cc_hello *hello);
 
 /* The stream that `end` accepted with this hello's link and stream number, or NULL. */
 suite_stream *suite_accepted(suite_end *end, const cc_hello *hello);

@@ -37,7 +37,8 @@ void suite_options(suite *suite, int index, cc_options *options) {
     options->id.bytes[0] = (uint8_t)(index + 1);
     options->streams = 4;
     options->segment_bytes = 65536;
-    options->timeouts = (cc_timeouts){200, 2000, 5000, 1000};
+    options->timeouts =
+        (cc_timeouts){.beat_ms = 200, .dead_ms = 2000, .connect_ms = 5000, .linger_ms = 1000};
     suite->world->options(suite->world, options);
 }
 
@@ -107,6 +108,12 @@ static suite_stream *add(suite_end *end, cc_stream number, const cc_hello *hello
 suite_stream *suite_dial(suite_end *from, const char *address, const cc_hello *hello) {
     cc_stream number = CC_STREAM_NONE;
     CHECK_EQ(from->ops->connect(from->transport, address, hello, &number), CC_OK);
+    return add(from, number, hello);
+}
+
+suite_stream *suite_dial_through(suite_end *from, const char *address, const cc_hello *hello) {
+    cc_stream number = CC_STREAM_NONE;
+    CHECK_EQ(from->ops->connect_through(from->transport, address, hello, &number), CC_OK);
     return add(from, number, hello);
 }
 

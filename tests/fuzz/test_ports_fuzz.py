@@ -34,7 +34,8 @@ pytestmark = pytest.mark.timeout(60)
 
 HELLO_BYTES = 80
 PROBE = 0xFFFF
-DIAL, ANSWER = 1, 2
+DIAL, ANSWER, RELAY = 1, 2, 3
+UNREACHABLE = 16
 
 
 def hello(
@@ -224,6 +225,7 @@ def test_mutated_hellos_of_members(tmp_path: Path, rng: random.Random) -> None:
                 to=to,
                 token=rng.randbytes(16),
                 sender=sender,
+                role=rng.choice([DIAL, RELAY]),
                 stream=rng.choice([0, 1, 2, 3, PROBE]),
                 link=rng.choice([0, 1, 1 << 62, (1 << 64) - 1]),
             )
@@ -245,7 +247,7 @@ def test_hellos_of_strangers_who_know_the_token(tmp_path: Path, rng: random.Rand
                     b"\xcc\x01" + rng.randbytes(54),
                     b"".join(
                         b"\xcc\x01" + bytes([kind, rng.randrange(16)]) + rng.randbytes(52)
-                        for kind in range(1, 9)
+                        for kind in range(1, 17)
                     ),
                     b"",
                 ]
@@ -257,6 +259,27 @@ def test_hellos_of_strangers_who_know_the_token(tmp_path: Path, rng: random.Rand
                     with contextlib.suppress(ConnectionError):
                         stranger.sendall(mutated(rng, data) if rng.random() < 0.2 else data)
                         stranger.sendall(frames)
+
+
+def test_hellos_to_be_relayed(tmp_path: Path, rng: random.Random) -> None:
+    """By those who know the token, to members and to nobody, with noise behind them."""
+    with busy_group(tmp_path) as (_, where), contextlib.ExitStack() as stack:
+        for number in range(60):
+            address, _, token = rng.choice(where)
+            data = hello(
+                to=rng.choice(where)[1] if number % 2 else rng.randbytes(16),
+                token=token,
+                sender=rng.randbytes(16),
+                role=RELAY,
+                stream=rng.choice([0, 1, 2, 3, PROBE]),
+                link=rng.randrange(1, 1000),
+            )
+            if number % 3 == 0:
+                say(address, mutated(rng, data), listen=False)
+                continue
+            stranger = stack.enter_context(socket.create_connection(address, timeout=3))
+            with contextlib.suppress(ConnectionError):
+                stranger.sendall(data + rng.randbytes(rng.randrange(500)))
 
 
 def test_wrong_hellos_get_the_right_answer(tmp_path: Path) -> None:
@@ -279,6 +302,12 @@ def test_wrong_hellos_get_the_right_answer(tmp_path: Path) -> None:
             role, status = struct.unpack_from("<HH", answer, 8)
             assert role == ANSWER and status != 0, wrong
             assert token not in answer, f"the token was given to a stranger: {wrong}"
+            relayed = say(address, hello(**{**options, "role": RELAY}), listen=True)
+            assert len(relayed) == HELLO_BYTES, wrong
+            # Who is meant is not for a relay to judge, only whether it knows that peer.
+            wanted = UNREACHABLE if "to" in wrong else status
+            assert struct.unpack_from("<HH", relayed, 8) == (ANSWER, wanted), wrong
+            assert token not in relayed, f"the token was given to a stranger: {wrong}"
         assert say(address, hello(to=to, token=token, sender=me, role=ANSWER), listen=True) == b""
 
 

@@ -33,6 +33,7 @@ class FakeCore:
     def __init__(self) -> None:
         self.told: list[tuple[str, Any]] = []
         self.reachable = True
+        self.known: m.Epoch | None = None  # the record that is said to be installed
         self.network = (0, 0)  # what a rehearsal measures
         self.holding = False  # whether rehearsals last until `rehearsed` is called
         self._events: deque[a.Event] = deque()
@@ -59,6 +60,9 @@ class FakeCore:
 
     def install(self, epoch: m.Epoch) -> None:
         self.told.append(("install", epoch))
+
+    def record(self, last: m.Epoch) -> m.Epoch | None:
+        return self.known
 
     def prepare(self, serial: int, members: Sequence[m.Member]) -> None:
         self.told.append(("prepare", (serial, tuple(members))))

@@ -89,6 +89,28 @@ def test_an_unprepared_joiner_waits_for_the_next_boundary() -> None:
     assert stage.prepare("c", 2)["d"] == [m.Pending(1, 1)]
 
 
+def test_who_was_overtaken_comes_after_those_who_are_members_now() -> None:
+    """Of two peers the later one dials, and a member does not know who waits: c must dial d."""
+    stage = Stage(2)
+    stage.form("ab")
+    stage.join("c")
+    stage.join("d")
+    stage.prepare("d", 1)
+    for who in "ab":
+        stage.report(who, 1, {0: (0, 1, 1)}, cause=BOUNDARY, boundary=1, wants=m.WANT_JOIN)
+    welcome = stage.only("c", m.Welcome)
+    assert all(welcome.serial > member.serial for member in welcome.members)
+    stage.prepare("c", 2)
+    for who in "abd":
+        stage.say(who, m.Installed(1, 2, False))
+        stage.report(who, 2, {0: (1, 2, 2)}, cause=BOUNDARY, boundary=2, wants=m.WANT_JOIN)
+    record = stage.record("c")
+    assert [member.serial for member in record.members] == sorted(m.serial for m in record.members)
+    assert record.members[-1] == m.Member(
+        pid("c"), 3, welcome.serial, record.members[-1].host, record.members[-1].address, ""
+    )
+
+
 def test_a_boundary_closes_holes_and_keeps_order() -> None:
     stage = Stage(4)
     stage.form("abcd")

@@ -52,10 +52,13 @@ class CrashWorld(World):
 
     def restart(self) -> None:
         # Were it seeded alike, a new group would get the same token by chance.
-        self.core = Core(random.Random(self.rng.random()), TIMEOUTS)
+        self.core = self.new_core(self.rng.random())
         self.core.restore((fact for entry in self.journal for fact in f.decode(entry)), self.now)
         self.journal.append(f.encode(self.core.take_facts()))
         self.check_compaction()
+
+    def new_core(self, seed: float, recover: bool = False) -> Core:
+        return Core(random.Random(seed), TIMEOUTS, recover=recover)
 
     def check_compaction(self) -> None:
         """A snapshot of what was replayed is the same state."""

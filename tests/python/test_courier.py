@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from collectives import config, courier, events
@@ -39,6 +40,9 @@ class ListCore:
     def install(self, epoch: m.Epoch) -> None:
         self.installed.append(epoch)
         self.events.append(events.Ready(epoch.group, epoch.epoch))
+
+    def record(self, last: m.Epoch) -> m.Epoch | None:
+        return self.installed[-1]
 
     def prepare(self, serial: int, members: Sequence[m.Member]) -> None:
         self.events.append(events.Prepared(True))
@@ -71,6 +75,7 @@ class Peer:
     """A courier, and its connection: a list of what it said."""
 
     is_up = True
+    cut = False  # nothing it says leaves, and nothing reaches it
 
     def __init__(self, number: int, size: int) -> None:
         self.id = (number + 1).to_bytes(16, "big")
@@ -97,7 +102,8 @@ def run(peers: Sequence[Peer], until_s: float, coordinator: Core | None, now: fl
         for peer in living.values():
             peer.courier.take_events(now)
             due.append(peer.courier.tick(now))
-        said = [(peer.id, message) for peer in living.values() for message in peer.said]
+        talking = [peer for peer in living.values() if not peer.cut]
+        said = [(peer.id, message) for peer in talking for message in peer.said]
         for peer in living.values():
             peer.said.clear()
         if coordinator is not None:
@@ -105,7 +111,7 @@ def run(peers: Sequence[Peer], until_s: float, coordinator: Core | None, now: fl
             for sender, message in said:
                 answers += coordinator.step(Received(sender, message), now)
             for answer in answers:
-                if answer.peer in living:
+                if answer.peer in living and not living[answer.peer].cut:
                     living[answer.peer].courier.take(answer.message, now)
             due.append(coordinator.deadline())
         living = {key: p for key, p in living.items() if p.courier.root.ended is None}
@@ -152,3 +158,96 @@ def test_a_decision_that_stays_out_ends_with_coordinator_lost() -> None:
     run([peer], now + 0.2, None, now)
     assert peer.core.expelled == [(1, "COORDINATOR_LOST")]
     assert isinstance(peer.courier.root.ended, e.CoordinatorLost)
+
+
+def formed(n: int) -> tuple[list[Peer], Core, float]:
+    coordinator = Core(random.Random(4), TIMEOUTS)
+    peers = [Peer(number, n) for number in range(n)]
+    return peers, coordinator, run(peers, 3.0, coordinator)
+
+
+def test_who_is_cut_off_from_the_coordinator_alone_goes_on_with_the_others() -> None:
+    """Its report is carried by another member, and its core is told of the record by one."""
+    (carrier, lonely, dead), coordinator, now = formed(3)
+    lonely.cut = True
+    gone = m.Evidence(dead.id, m.EvidenceKind.REFUSED)
+    carrier.core.report(m.Cause.LOST, gone)
+    lonely.core.report(m.Cause.LOST, gone)
+    now = run([carrier, lonely], now + 1.0, coordinator, now)
+    assert carrier.core.installed[-1].epoch == 1, "nothing is decided without the lonely one"
+
+    def carry() -> None:
+        frozen = m.Report(1, 1, m.Cause.LOST, 0, 0, (), (gone,), of=lonely.id)
+        carrier.core.events.append(events.Sealed(frozen))
+
+    carry()
+    now = run([carrier, lonely], now + 1.0, coordinator, now)
+    record = carrier.core.installed[-1]
+    assert [member.id for member in record.members] == [carrier.id, lonely.id]
+    seat = lonely.courier.root
+    assert seat.current is not None and seat.current.epoch == 1 and seat.report is not None
+    lonely.core.installed.append(record)
+    lonely.core.events.append(events.Told(1, 2))
+    now = run([carrier, lonely], now + 1.0, coordinator, now)
+    assert seat.current == record and seat.report is None
+    # Nothing is outstanding, so a coordinator that stays away is not missed.
+    now = run([carrier, lonely], now + TIMEOUTS.coordinator_lost + 10, coordinator, now)
+    assert seat.ended is None and not lonely.core.expelled
+    # Back again, it hears of the record from the coordinator, and only acknowledges it.
+    (group,) = coordinator.groups
+    assert not group.members[lonely.id].installed
+    lonely.cut = False
+    run([carrier, lonely], now + 1.0, coordinator, now)
+    assert group.members[lonely.id].installed
+    assert [r.epoch for r in lonely.core.installed] == [1, 2]
+
+
+def test_what_is_carried_is_said_again_until_there_is_a_record() -> None:
+    (one, other), _, now = formed(2)
+    said: list[float] = []
+
+    def send(message: m.ToCoordinator) -> None:
+        if isinstance(message, m.Report):
+            said.append(now)
+
+    one.courier.take_events(now)
+    one.send = send  # type: ignore[method-assign]
+    frozen = m.Report(1, 1, m.Cause.LINK, 0, 0, (), (), of=other.id)
+    one.core.events.append(events.Sealed(frozen))
+    one.core.events.append(events.Sealed(replace(frozen, group=9)))  # of a group that is closed
+    begun = now
+    one.courier.take_events(now)
+    while now < begun + 5:
+        one.courier.tick(now)
+        now += 0.1
+    assert len(said) == 3 and said[0] == begun  # every two seconds
+    one.courier.came_up()  # whatever was sent before may be lost
+    one.courier.tick(now)
+    assert len(said) == 4
+    last = one.core.installed[-1]
+    one.courier.take(replace(last, epoch=2, cause=m.Cause.LINK), now)
+    one.core.events.append(events.Sealed(frozen))  # of an epoch that is over
+    one.courier.take_events(now)
+    one.courier.tick(now + 10)
+    assert len(said) == 4
+
+
+def test_the_owner_is_told_of_each_epoch_once() -> None:
+    """Whether the coordinator or another member told of it first."""
+    (one, _), _, now = formed(2)
+    seen: list[int] = []
+    one.courier._on_epoch = lambda record: seen.append(record.epoch)
+    second = replace(one.core.installed[-1], epoch=2, cause=m.Cause.LINK)
+    one.core.installed.append(second)
+    one.core.events.append(events.Told(1, 2))
+    one.core.events.append(events.Ready(1, 2))
+    one.courier.take_events(now)
+    assert one.said[-1] == m.Installed(1, 2, True)
+    one.courier.take(second, now)
+    assert one.said[-1] == m.Installed(1, 2, False)
+    third = replace(second, epoch=3)
+    one.courier.take(third, now)
+    one.core.events.append(events.Told(1, 3))
+    one.core.events.append(events.Told(9, 3))
+    one.courier.take_events(now)
+    assert seen == [2, 3]

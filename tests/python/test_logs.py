@@ -195,9 +195,8 @@ def test_texts() -> None:
     assert text == "epoch 4 is sealed (lost); rank 2 at 10.0.0.3:99: silent"
     welcome = m.Welcome(1, 2, b"secret of 16 byt", 0, 7, 3, ())
     assert "secret" not in logs.message_text(welcome)
-    assert (
-        logs.message_text(welcome) == "welcome group=1 serial=2 epoch=0 round=7 waiting=3 0 members"
-    )
+    text = "welcome term=0 group=1 serial=2 epoch=0 round=7 waiting=3 0 members"
+    assert logs.message_text(welcome) == text
 
 
 def test_levels_can_change(monkeypatch) -> None:

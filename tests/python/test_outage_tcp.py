@@ -40,10 +40,11 @@ class Coordinator:
         self._process.process.send_signal(signal.SIGKILL)
         self._process.stop()
 
-    def start(self) -> float:
+    def start(self, recover: bool = False) -> float:
         """Returns when it was ready again."""
         listen = self.url.removeprefix("cc://")
-        self._process = CoordinatorProcess(listen, journal=self._journal).start()
+        again = CoordinatorProcess(listen, journal=self._journal, recover=recover)
+        self._process = again.start()
         return time.monotonic()
 
     def __enter__(self) -> Coordinator:
@@ -70,7 +71,7 @@ def epoch(worker: Worker) -> int:
 
 
 def admit_until(worker: Worker, size: int) -> int:
-    while worker.comm.size < size:
+    while sum(member.alive for member in worker.comm.members) < size:
         worker.comm.admit()
         time.sleep(0.002)
     return sums(worker, 1)[0]
@@ -177,6 +178,85 @@ def test_one_that_does_not_come_back_is_lost_in_time(tmp_path: Path) -> None:
         group.peers[2].kill()
         for end in outcomes(calls):
             assert isinstance(end, cc.CoordinatorLost), end
+
+
+# ---- without its journal -------------------------------------------------------------------------
+
+
+def how_it_ends(worker: Worker, members: int) -> str:
+    """A call: sums until one fails; how."""
+    try:
+        while sums(worker, 1, 500_000) == [members]:
+            pass
+    except cc.CollectivesError as error:
+        return f"{type(error).__name__}: {error}"
+    return "fewer members"
+
+
+def test_one_that_does_not_know_the_group_disturbs_nobody(tmp_path: Path) -> None:
+    times = scaled(TIMES, coordinator_lost=1.5)
+    with Coordinator(None) as coordinator, Cluster(3, url=coordinator.url, timeouts=times) as group:
+        coordinator.kill()
+        coordinator.start()
+        deadline = time.monotonic() + 2.5  # for all to have dialled it
+        while time.monotonic() < deadline:
+            assert group.each(sums, 20) == [[3] * 20] * 3
+        assert group.each(epoch) == [1] * 3
+        calls = group.start(how_it_ends, 3, peers=group.peers[:2])
+        group.peers[2].kill()
+        for end in results(calls):
+            assert end.startswith("CoordinatorLost"), end
+
+
+def test_a_lost_journal_is_recovered_from_the_members(tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    with (
+        Coordinator(journal) as coordinator,
+        Cluster(4, url=coordinator.url, timeouts=TIMES) as group,
+    ):
+        survivors, victim = group.peers[:3], group.peers[3]
+        calls = group.start(how_it_ends, 4, peers=survivors)
+        victim.call(sums, 3, 500_000)
+        coordinator.kill()
+        victim.kill()
+        journal.unlink()
+        coordinator.start(recover=True)
+        ends = results(calls)
+        assert all(end.startswith("OutcomeUnknown") for end in ends), ends
+        assert "lost what it had decided" in ends[0] and "its input is intact" in ends[0]
+        assert set(group.each(epoch, peers=survivors)) == {2**32}
+        assert group.each(sums, 20, peers=survivors) == [[3] * 20] * 3
+        # From here on it is as ever: the new journal has the group, and joiners find it.
+        coordinator.kill()
+        coordinator.start()
+        (joiner,) = group.add(1)
+        joining = group.start_join(joiner, size=4)
+        calls = group.start(admit_until, 4, peers=survivors)
+        joining.result()
+        assert joiner.call(sums, 1) == [4]
+        assert results(calls) == [4] * 3
+
+
+def test_idle_groups_and_subgroups_are_recovered_too(tmp_path: Path) -> None:
+    """Nobody has an operation open, so nothing is lost but the journal."""
+    journal = tmp_path / "journal"
+    with (
+        Coordinator(journal) as coordinator,
+        Cluster(4, url=coordinator.url, timeouts=TIMES) as group,
+    ):
+        assert group.each(split) == [(2, 2)] * 4
+        coordinator.kill()
+        journal.write_bytes(b"a disk that failed" * 100)
+        coordinator.start(recover=True)
+        deadline = time.monotonic() + 20
+        while set(group.each(epoch)) != {2**32}:
+            assert time.monotonic() < deadline
+        assert group.each(sums, 5) == [[4] * 5] * 4
+        assert group.each(half_sum) == [2] * 4
+        assert "journal.damaged-1" in [path.name for path in tmp_path.iterdir()]
+
+
+# ---- one journal, one coordinator ----------------------------------------------------------------
 
 
 def test_two_coordinators_on_one_journal(tmp_path: Path, spawn: Callable[..., Any]) -> None:

@@ -25,7 +25,7 @@ FOREIGN = ROOT / "tests" / "wan"
 
 # Room -> its files. The first room that matches has the file.
 C_ROOMS: dict[str, tuple[str, ...]] = {
-    "public": ("csrc/collectives.h",),
+    "public": ("csrc/collectives.h", "csrc/collectives_*.h"),
     "base": ("csrc/base/*",),
     "transport": ("transport/*",),
     "wire": ("csrc/wire.*", "csrc/wire_*"),
@@ -36,7 +36,7 @@ C_ROOMS: dict[str, tuple[str, ...]] = {
     "op": ("csrc/op.*", "csrc/op_*"),
     "group": tuple(
         f"csrc/{noun}{rest}"
-        for noun in ("context", "group", "lane", "pair", "progress")
+        for noun in ("context", "dispatch", "group", "lane", "mend", "pair", "progress")
         for rest in (".*", "_*")
     ),
     "api": ("csrc/api.*", "csrc/api_*"),

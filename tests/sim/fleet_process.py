@@ -58,7 +58,7 @@ class Core(Context):
     Attributes:
         happened: it had an event since this was cleared.
         ready: the last epoch of which it said READY.
-        sealed: its last report.
+        sealed: its last report, of its own.
         token: the key of the run.
         epochs: what was installed last, by group.
     """
@@ -85,7 +85,7 @@ class Core(Context):
             self.happened = True
             if isinstance(event, Ready):
                 self.ready = event.epoch
-            elif isinstance(event, Sealed):
+            elif isinstance(event, Sealed) and event.report.of == messages.NO_PEER:
                 self.sealed = event.report
         return event
 

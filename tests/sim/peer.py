@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +29,11 @@ ALGORITHMS = _codes("auto", "ring", "recursive_doubling", "direct", "halving_dou
 DTYPES = _codes("float32", "float64", "int32", "int64", "bfloat16", "float16", "int8", "int16")
 DTYPES |= _codes("uint8", "uint16", "uint32", "uint64", "bool")
 OK, PENDING, PEER_LOST = int(lib.CC_OK), int(lib.CC_PENDING), int(lib.CC_PEER_LOST)
+
+
+def index_of(peer_id: Any) -> int:
+    """Which peer has this id."""
+    return int.from_bytes(bytes(peer_id.bytes[0:2]), "big") - 1
 
 
 class Refused(Exception):
@@ -191,28 +196,41 @@ class Peer(Caller):
         address = ffi.new("char[]", int(lib.CC_ADDRESS_MAX))
         lib.cc_context_address(self.context, address)
         self.address = text(address)
+        self.has_agent = True  # else nobody takes its events or installs anything in it
         self.report: Any = None  # the last one, of whatever epoch
         self.reports: dict[int, Any] = {}  # the last ones on other groups
         self.reported_ns = 0  # when the first one of that epoch came
         self.sealed_by_coordinator = 0
         self.ready = 0
         self.prepared: tuple[int, bytes] | None = None
+        self.on_carried: Callable[[int], None] = lambda _: None  # told whose report it was handed
         self._event = ffi.new("cc_event *")
 
     def take_events(self) -> None:
         event = self._event
         while lib.cc_next_event(self.context, event) == OK:
-            if event.kind != lib.CC_EVENT_PREPARED and event.group != GROUP:
+            if event.kind == lib.CC_EVENT_TOLD:
+                continue
+            if event.kind == lib.CC_EVENT_SEALED and any(bytes(event.peer.bytes)):
+                other = self.world.peers[index_of(event.peer)]
+                self.on_carried(other.index)
+                if event.group == GROUP and not other.has_agent:
+                    other.take_report(event.report)
+            elif event.kind != lib.CC_EVENT_PREPARED and event.group != GROUP:
                 if event.kind == lib.CC_EVENT_SEALED:
                     self.reports[int(event.group)] = ffi.new("cc_report *", event.report)
             elif event.kind == lib.CC_EVENT_SEALED:
-                if not self.report or self.report.epoch != event.report.epoch:
-                    self.reported_ns = self.world.now_ns
-                self.report = ffi.new("cc_report *", event.report)
+                self.take_report(event.report)
             elif event.kind == lib.CC_EVENT_READY:
                 self.ready = int(event.epoch)
             else:
                 self.prepared = int(event.status), bytes(event.peer.bytes)
+
+    def take_report(self, report: Any) -> None:
+        """What this peer froze, from itself or by way of another one."""
+        if not self.report or self.report.epoch != report.epoch:
+            self.reported_ns = self.world.now_ns
+        self.report = ffi.new("cc_report *", report)
 
     @property
     def sealed(self) -> bool:
@@ -225,9 +243,7 @@ class Peer(Caller):
         if not self.sealed:
             return {}
         found = self.report.evidence[0 : self.report.n_evidence]
-        return {
-            int.from_bytes(bytes(item.peer.bytes[0:2]), "big") - 1: int(item.kind) for item in found
-        }
+        return {index_of(item.peer): int(item.kind) for item in found}
 
     @property
     def lanes(self) -> dict[int, Any]:

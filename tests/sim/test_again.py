@@ -46,8 +46,7 @@ def test_a_joiner_knows_of_interruptions_what_members_know() -> None:
         for _ in range(3):
             sums(ahead, flags=FINAL)
         world.run_ms(1)
-        world.break_link(one, ahead)
-        world.recover()
+        world.renew()
         world.kill(ahead)
         world.recover()
         joiner = world.add()

@@ -117,8 +117,7 @@ def test_the_cause_of_a_failure_is_that_of_its_own_epoch() -> None:
         world.finish(ops)
         assert {op.status for op in ops} == {int(lib.CC_MISMATCH)}
         world.run(world.is_ready)
-        world.break_link(a, b)
-        world.recover()
+        world.renew()
         op = post(slow, Spec("all_reduce", 3), 3, 2)
         assert op.status == lib.CC_MISMATCH and "all_reduce" in op.message, op.message
         go_on(world)

@@ -153,7 +153,7 @@ class World:
     def deliver(self, record: Record, peers: Iterable[Peer] | None = None) -> None:
         """Publishes a record to its members, or to some of them."""
         for peer in record.members if peers is None else peers:
-            if peer.alive:
+            if peer.alive and peer.has_agent:
                 status = lib.cc_install(peer.context, record.native)
                 self.touch()
                 assert status == OK, f"{peer} refused epoch {record.epoch}: status {status}"
@@ -183,7 +183,8 @@ class World:
         if not any(peer.sealed for peer in self.members):
             return False
         for peer in self.members:
-            if peer.alive and not peer.paused and peer.sealed_by_coordinator < self.epoch:
+            reachable = peer.alive and peer.has_agent and not peer.paused
+            if reachable and peer.sealed_by_coordinator < self.epoch:
                 peer.sealed_by_coordinator = self.epoch
                 lib.cc_seal(peer.context, GROUP, self.epoch)
                 self.touch()
@@ -248,6 +249,12 @@ class World:
             if self.is_ready():
                 return record
 
+    def renew(self) -> Record:
+        """The same members in a new epoch."""
+        lib.cc_seal(self.members[0].context, GROUP, self.epoch)
+        self.touch()
+        return self.recover()
+
     def carry(
         self,
         operations: Iterable[Operation],
@@ -268,7 +275,9 @@ class World:
         return records
 
     def is_ready(self) -> bool:
-        return all(peer.alive and peer.ready == self.epoch for peer in self.members)
+        """Whether all members live and have installed the epoch, as those with an agent tell."""
+        tell = [peer for peer in self.members if peer.has_agent]
+        return all(p.alive for p in self.members) and all(p.ready == self.epoch for p in tell)
 
     # ---- faults -------------------------------------------------------------------------------
 
@@ -311,7 +320,8 @@ class World:
                 due = self.now_ns + self.random.randrange(20 * US)
             else:
                 due = lib.cc_step(peer.context)
-                peer.take_events()
+                if peer.has_agent:
+                    peer.take_events()
             wake = min(wake, due)
         self.wake_ns = wake
 
