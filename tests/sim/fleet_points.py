@@ -31,6 +31,7 @@ EVERY = (
     "a boundary was carried out without a member",
     "eviction and return",
     "a new lineage",
+    "a record came over the data links",
     *("record: " + cause for cause in ("boundary", "lost", "link", "deadline", "mismatch")),
     *("out: " + error for error in ("Closed", "Evicted", "CoordinatorLost")),
     *("told: " + status for status in ("peer lost", "group too small", "mismatch", "timed out")),

@@ -7,6 +7,7 @@ A process has a clock of its own, which starts anywhere and runs too fast or too
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from control_network import NEVER, UP
@@ -68,6 +69,7 @@ class Core(Context):
     sealed: messages.Report | None = None
     token: bytes | None = None
     epochs: dict[int, int]
+    fleet: Fleet
 
     def set_token(self, token: bytes) -> None:
         self.token = token
@@ -78,6 +80,18 @@ class Core(Context):
         assert record.epoch > last, f"epoch {record.epoch} after {last}"
         self.epochs[record.group] = record.epoch
         super().install(record)
+
+    def record(self, last: messages.Epoch) -> messages.Epoch | None:
+        """One that it has from another member: it must be the one that was published."""
+        record = super().record(last)
+        if record is not None and record.epoch > last.epoch:
+            published = self.fleet.rolls[record.epoch].message
+            detail = published.detail.encode()[: len(record.detail.encode())].decode()
+            assert replace(record, members=published.members) == replace(published, detail=detail)
+            ids = [member.id for member in record.members]
+            assert ids == [member.id for member in published.members]
+            self.fleet.points["a record came over the data links"] += 1
+        return record
 
     def next_event(self) -> Any:
         event = super().next_event()
@@ -116,7 +130,7 @@ class Process(Caller):
             world=fleet.sim,
             **options,
         )
-        self.core.epochs = {}
+        self.core.epochs, self.core.fleet = {}, fleet
         self.context = self.core.native
         self.address = self.core.address()
         join = messages.Join(
