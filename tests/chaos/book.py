@@ -1,7 +1,7 @@
 """What the coordinator's journal says of each epoch: who its members were.
 
-The journal is read while the coordinator lives, because it forgets old records when it is compacted;
-from a copy, for the file is locked, and its last entry may be half written.
+It is read while the coordinator lives, for compacting drops old records; from a copy, because the
+file is locked and its last entry may be half written.
 """
 
 from __future__ import annotations
