@@ -204,7 +204,8 @@ static cc_status set_lanes(cc__group *group, const cc_epoch *record, bool joiner
     for (uint32_t i = 0; i < record->n_lanes; i++) {
         cc__lane *lane = cc__lane_get(group, record->lanes[i].lane);
         if (lane == NULL) return CC_NO_MEMORY;
-        if (record->lanes[i].failed > lane->outcome.failed) lane->reason = group->reason;
+        if (record->lanes[i].failed > lane->outcome.failed)
+            cc__lane_keep_reason(lane, &group->reason, record->lanes[i].failed);
         /* After a boundary members know of interruptions what joiners do: the record. */
         bool is_boundary = record->cause == CC_CAUSE_BOUNDARY;
         if (record->lanes[i].posted > lane->interrupted) lane->interruption = group->reason;

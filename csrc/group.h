@@ -37,6 +37,7 @@ typedef struct cc__seat {
 
 /* Why operations failed that an epoch's record decided. */
 typedef struct cc__reason {
+    uint64_t upto; /* the last operation that it is the reason for */
     cc_cause cause;
     cc_peer_id lost;
     uint32_t lost_rank, size, min_size;
@@ -46,14 +47,15 @@ typedef struct cc__reason {
 typedef struct cc__lane {
     uint32_t index;
     uint64_t posted, done;
-    uint64_t interrupted;         /* no operation above it was ever begun and not decided */
-    cc_outcome outcome;           /* of the last record */
-    cc__reason reason;            /* of the record that decided `outcome.failed` */
-    cc__reason interruption;      /* of the record that last raised `interrupted` */
-    cc__tally tally;              /* over the epoch's members */
-    uint64_t *voted;              /* its memory */
-    cc__seat **seats;             /* by member */
-    cc__op *ops[CC_INFLIGHT_MAX]; /* open ones, by sequence */
+    uint64_t interrupted;               /* no operation above it was ever begun and not decided */
+    cc_outcome outcome;                 /* of the last record */
+    cc__reason reasons[CC_REASONS_MAX]; /* of operations that this peer may not have posted yet */
+    uint32_t n_reasons;                 /* in the order of the records that raised `failed` */
+    cc__reason interruption;            /* of the record that last raised `interrupted` */
+    cc__tally tally;                    /* over the epoch's members */
+    uint64_t *voted;                    /* its memory */
+    cc__seat **seats;                   /* by member */
+    cc__op *ops[CC_INFLIGHT_MAX];       /* open ones, by sequence */
     uint32_t n_open;
     cc__patience patience;
 } cc__lane;
@@ -146,6 +148,8 @@ void cc__lane_free_seats(cc__lane *lane, uint32_t size);
 void cc__lane_free(cc__lane *lane, uint32_t size);
 /* Applies the record's outcome to the operations that were open; in-place inputs are put back. */
 void cc__lane_decide(cc__group *group, cc__lane *lane);
+/* Keeps why the operations up to `upto` fail that no earlier record has decided. */
+void cc__lane_keep_reason(cc__lane *lane, const cc__reason *reason, uint64_t upto);
 /* Starts what was posted while no epoch was active. */
 void cc__lane_resume(cc__group *group, cc__lane *lane);
 /* A member has installed the epoch: tells it what it has missed. */

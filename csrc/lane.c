@@ -138,11 +138,25 @@ static cc_status failure(const cc__reason *reason, const cc__op *op, char *messa
     }
 }
 
+/* Who is late to post learns why a number failed from the record that decided it, not from a later
+ * one. Reasons of what is posted have been told. With more than there is room for the oldest goes,
+ * and its numbers get the next one's. */
+void cc__lane_keep_reason(cc__lane *lane, const cc__reason *reason, uint64_t upto) {
+    uint32_t past = lane->n_reasons == CC_REASONS_MAX;
+    while (past < lane->n_reasons && lane->reasons[past].upto <= lane->posted) past++;
+    lane->n_reasons -= past;
+    memmove(lane->reasons, lane->reasons + past, lane->n_reasons * sizeof *reason);
+    lane->reasons[lane->n_reasons] = *reason;
+    lane->reasons[lane->n_reasons++].upto = upto;
+}
+
 void cc__lane_fail_op(cc__group *group, cc__lane *lane, cc__op *op) {
     char message[CC_MESSAGE_MAX];
-    cc_status status = failure(&lane->reason, op, message);
-    op->info.lost = lane->reason.lost;
-    op->info.lost_rank = lane->reason.lost_rank;
+    const cc__reason *reason = lane->reasons;
+    while (reason->upto < op->sequence) reason++;
+    cc_status status = failure(reason, op, message);
+    op->info.lost = reason->lost;
+    op->info.lost_rank = reason->lost_rank;
     cc__lane_complete(group, lane, op, status, message);
 }
 

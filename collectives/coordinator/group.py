@@ -75,6 +75,7 @@ class Group:
         self.strikes: frozenset[decide.Pair] = frozenset()
         self.unreached: set[bytes] = set()  # members that a joiner could not reach
         self.pending = 0
+        self._ask_at = -NEVER  # when who waits may be told again to reach silent members
         self.lobby = Lobby(self._welcome_joiner, first_round)
 
     @property
@@ -210,6 +211,10 @@ class Group:
         if self.lobby.silent(now, self.timeouts.joiner_lost):
             self._recount()
             self._form(now)
+        if not self.unreached and now >= max(self._silent_at(), self._ask_at):
+            # Who waits has reached them once: does it still?
+            self._ask_at = now + self.timeouts.joiner_lost
+            self.lobby.next_round(self.lobby.joiners.values(), anew=False)
         self.roll.remind(now)
         self.settle(now)
 
@@ -218,9 +223,8 @@ class Group:
         joiners = self.lobby.joiners.values()
         times = [joiner.heard + self.timeouts.joiner_lost for joiner in joiners]
         times += self.roll.remind_at()
+        times.append(max(self._silent_at(), -NEVER if self.unreached else self._ask_at))
         present = self.present.values()
-        if self._doubted() and present:
-            times.append(max(s.heard for s in present) + self.timeouts.joiner_lost)
         if not self.held:
             times.append(self._settled_at(self.present, self.strikes))
         else:
@@ -236,9 +240,7 @@ class Group:
         if not self.members:
             return
         present = self.present
-        last_heard = max((s.heard for s in present.values()), default=-NEVER)
-        silent = now >= last_heard + self.timeouts.joiner_lost
-        if not present or (silent and self._doubted()):
+        if not present or (self.unreached and now >= self._silent_at()):
             self._dissolve("no member of the group could be reached any more", now)
             return
         if now >= self._settled_at(present, self.strikes):
@@ -304,7 +306,7 @@ class Group:
         assert self.roll.record is not None
         for peer in boundary.leavers:
             self.roll.evict(self.members[peer], "it left the group", left=True)
-        joiners = [joiner.arrival for joiner in ready]
+        joiners = self.lobby.let_in(ready)
         record = records.after_boundary(self.roll.record, reports, boundary.leavers, joiners)
         if record is None:
             self._dissolve("all members left", now)
@@ -430,10 +432,10 @@ class Group:
             for peer in present:
                 self.send(peer, Pending(self.number, pending))
 
-    def _doubted(self) -> bool:
-        """Whether a joiner could not reach the members: if they all are silent here too, the
-        group is no more."""
-        return bool(self.unreached) and bool(self.lobby.joiners)
+    def _silent_at(self) -> float:
+        """When all members will have been silent for too long, if somebody waits for them: if it
+        cannot reach them either, the group is no more."""
+        return self.roll.last_heard + self.timeouts.joiner_lost if self.lobby.joiners else NEVER
 
     def _welcome_joiner(self, joiner: Joiner) -> None:
         self._welcome(joiner.join.id, joiner.serial)

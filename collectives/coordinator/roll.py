@@ -60,6 +60,11 @@ class Roll:
         return {peer: standing for peer, standing in self.members.items() if not standing.gone}
 
     @property
+    def last_heard(self) -> float:
+        """When one of those present was heard last; NEVER if there is none."""
+        return max((s.heard for s in self.present.values()), default=NEVER)
+
+    @property
     def first_report(self) -> float:
         """When the first of those present reported on this epoch."""
         return min((s.reported_at for s in self.members.values() if not s.gone), default=NEVER)

@@ -37,7 +37,7 @@ from arena import Loopback, Namespaces, why_no_namespaces
 from checker import Checker, Story, Verdict
 from driver import Driver
 from faults import Kind
-from process import Failed, has_journal
+from process import Failed
 
 ROOT = Path(__file__).resolve().parents[2]
 TOLD_EVERY_S = 10.0
@@ -53,9 +53,6 @@ class Run:
         self.arena_class = Loopback if missing else Namespaces
         if missing:
             self.skip[Kind.CUT] = f"no network namespaces: {missing}"
-        self.journal = has_journal()
-        if not self.journal:
-            self.skip[Kind.COORDINATOR] = "this version's coordinator keeps no journal"
         args.folder.mkdir(parents=True, exist_ok=True)
         self.folder = Path(tempfile.mkdtemp(prefix=f"{args.seed}-", dir=args.folder))
         self.began = self._told = time.monotonic()
@@ -72,7 +69,6 @@ class Run:
                 self.args.seed,
                 self.args.peers,
                 self.skip,
-                self.journal,
                 self.args.limit,
                 self.args.plant,
             )
@@ -93,7 +89,9 @@ class Run:
             for p in self.driver.peers
             if p.ledger
         ]
-        self.verdict = Checker(self.args.seed, stories).check()
+        book = self.driver.book
+        self.verdict = Checker(self.args.seed, stories, book.members).check()
+        self.verdict.wrong += book.contradictions
 
     # ---- what is told ----------------------------------------------------------------------------
 
@@ -148,6 +146,7 @@ class Run:
             "boundaries": verdict.boundaries,
             "epochs": verdict.epochs,
             "contributors_unknown": verdict.anonymous,
+            "contributors_in_journal": verdict.in_journal,
             "recovery_alone": self.recoveries(alone=True),
             "recovery": self.recoveries(alone=False),
             "measured": tally.measured,
