@@ -113,8 +113,9 @@ class Communicator(ObjectOperations):
 
         All members call it, as the same operation of lane 0. It waits for everything that this
         peer has posted but messages; no other operation may be posted meanwhile. When nobody waits
-        it costs one exchange of votes. Below `min_size` it waits for joiners. When a member dies it
-        begins again, and closes the hole.
+        it costs one exchange of votes. Below `min_size` it waits for joiners. When a member dies
+        before it is done, it begins again, and closes the hole; a death that it does not see is the
+        next one's matter.
 
         Args:
             timeout: its deadline in seconds, as that of any operation; None: none.

@@ -181,9 +181,10 @@ class Courier:
         heard = 0.0 if seat.is_unknown else self._heard_at
         lost_at = max(heard, seat.report_since) + self._timeouts.coordinator_lost
         if now >= lost_at:
+            why = f"said that {self._stranger_to}" if seat.is_unknown else "was not heard"
             self.fail(
                 CoordinatorLost(
-                    f"the coordinator at {self._url} was not heard for "
+                    f"the coordinator at {self._url} {why}, for "
                     f"{self._timeouts.coordinator_lost:g} s while a decision was outstanding; what "
                     "became of the open operations is unknown"
                 )

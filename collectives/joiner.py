@@ -53,8 +53,11 @@ class Joiner:
             self._prepared = None  # another coordinator, which counts its own rounds
         if self.welcome is None or self.welcome.waiting != message.waiting:
             log.info("%s", logs.waiting_text(message, self._join))
-        self.welcome = message
-        if not message.members or self._preparing is not None:
+        before, self.welcome = self._preparing, message
+        if before is not None and (before.token, before.round) == (message.token, message.round):
+            return
+        self._preparing = None  # an earlier round's: whom it waits for may be gone
+        if not message.members:
             return  # the next WELCOME comes within a second, or with the next epoch
         if self._prepared is not None and self._prepared.round == message.round:
             link.send(self._prepared)
@@ -67,11 +70,7 @@ class Joiner:
 
     def take_prepared(self, link: Link, event: Prepared) -> None:
         about, self._preparing = self._preparing, None
-        latest = self.welcome
-        if about is None or latest is None:
-            return
-        if (latest.token, latest.round) != (about.token, about.round):
-            self.take_welcome(link, latest)
+        if about is None:
             return
         said = messages.Prepared(
             group=about.group,

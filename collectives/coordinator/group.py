@@ -226,7 +226,7 @@ class Group:
         times.append(max(self._silent_at(), -NEVER if self.unreached else self._ask_at))
         present = self.present.values()
         if not self.held:
-            times.append(self._settled_at(self.present))
+            times.append(self._settled_at(self.present, self.strikes))
         else:
             doubted = self.unreached | accused(self.present)
             times += [s.heard + self.timeouts.dead for s in present if s.member.id in doubted]
@@ -243,7 +243,7 @@ class Group:
         if not present or (self.unreached and now >= self._silent_at()):
             self._dissolve("no member of the group could be reached any more", now)
             return
-        if now >= self._settled_at(present):
+        if now >= self._settled_at(present, self.strikes):
             self._decide(present, now)
 
     def _decide(self, present: dict[bytes, Standing], now: float) -> None:

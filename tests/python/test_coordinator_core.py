@@ -232,6 +232,31 @@ def test_who_reported_and_fell_silent_since_is_no_witness() -> None:
     assert ranks(stage.record("a")) == {"a": 0, "b": 1, "c": 2}
 
 
+def test_one_that_hears_nobody_takes_nobody_with_it() -> None:
+    """The links of a are cut, not its way to the coordinator, and it is the first to say so."""
+    stage = Stage(4)
+    stage.form("abcd")
+    assert epochs(stage.report("a", 1, {}, b=SILENT, c=SILENT, d=SILENT)) == []
+    for who in "bcd":
+        stage.report(who, 1, {}, a=SILENT)
+    assert ranks(stage.record("a")) == {"a": 0, "b": 1, "c": 2, "d": 3}
+    assert stage.record("a").cause is LINK
+    stage.report("a", 2, {}, b=SILENT, c=SILENT, d=SILENT)
+    for who in "bcd":
+        stage.report(who, 2, {}, a=SILENT)
+    stage.tick(TIMEOUTS.beat)
+    assert ranks(stage.record("b")) == {"b": 1, "c": 2, "d": 3}
+
+
+def test_the_last_one_of_many_waits_for_the_others_to_speak() -> None:
+    stage = Stage(4)
+    stage.form("abcd")
+    stage.report("a", 1, {}, b=SILENT, c=SILENT, d=SILENT)
+    assert epochs(stage.tick(TIMEOUTS.settle_time - 0.5)) == []
+    assert epochs(stage.tick(0.5)) == [2]
+    assert ranks(stage.record("a")) == {"a": 0}
+
+
 def test_one_that_hears_nobody_does_not_make_the_others_witnesses_of_nothing() -> None:
     """The links of a are cut, not its way to the coordinator: it accuses all, and all accuse it.
     That is no reason to take its word alone against c, which has not reported."""
