@@ -1,0 +1,43 @@
+"""Goal: a link's session outlives connections, and its end costs no more than it must.
+
+Method: links that always have something to say, and frames that arrive as nonsense, at many steps:
+then one side gives the session up, and the other learns of it only with the next connection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from programs import Spec
+from promises import Row, check_outcomes, formed, post_all
+from world import OK, US
+
+from collectives._core import lib
+
+SEED = 41_000
+
+
+def test_who_has_always_something_to_send_confirms_all_the_same() -> None:
+    """Or else its peer keeps all that it ever said, and gives up the link at 4 MiB: both send ten,
+    as eager data in all lanes, with more on its way than the connection takes at once."""
+    with formed(SEED, 2, streams=1) as world:
+        lib.cc_sim_set_window(world.sim, 1 << 14)
+        lib.cc_sim_set_latency(world.sim, 500 * US, 500 * US)
+        spec = Spec("all_reduce", 4096, "int32", algorithm="recursive_doubling")
+        left = {lane: 40 for lane in range(16)}
+        rows: list[Row] = []
+        open_rows: dict[int, list[Row]] = {lane: [] for lane in left}
+
+        def is_over() -> bool:
+            for lane, running in open_rows.items():
+                running[:] = [row for row in running if not all(op.done for op in row[1].values())]
+                while left[lane] and len(running) < 24:
+                    left[lane] -= 1
+                    running.append(post_all(world, replace(spec, lane=lane)))
+                    rows.append(running[-1])
+            assert not any(peer.sealed for peer in world.peers)
+            return not any(left.values()) and not any(open_rows.values())
+
+        world.run(is_over)
+        assert min(peer.stats.sent_bytes for peer in world.peers) > 10 << 20
+        assert check_outcomes(world, rows) == [OK] * len(rows)
