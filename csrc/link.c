@@ -214,7 +214,7 @@ void cc__links_feed(cc__links *links, const cc_transport_event *event) {
         if (channel == NULL || !channel->sending) return;
         channel->sending = false;
         if (channel->index == 0) {
-            cc__links_flush(links, channel->link);
+            if (channel->link->state == CC__LINK_UP) cc__links_flush(links, channel->link);
             return;
         }
         links->sent = (cc__link_event){CC__LINK_SENT,

@@ -41,3 +41,21 @@ def test_who_has_always_something_to_send_confirms_all_the_same() -> None:
         world.run(is_over)
         assert min(peer.stats.sent_bytes for peer in world.peers) > 10 << 20
         assert check_outcomes(world, rows) == [OK] * len(rows)
+
+
+def test_nothing_is_said_before_the_session() -> None:
+    """The first frame of a connection does not fit into it at once: what is kept has to wait until
+    the peer has said how much of it it has, or it comes twice."""
+    for seed in range(SEED, SEED + 40):
+        with formed(seed, 3) as world:
+            lib.cc_sim_set_window(world.sim, 40)
+            rows = [post_all(world, Spec("all_reduce", 100, "int32", lane=i)) for i in range(4)]
+            for _ in range(seed % 50):
+                world.step()
+            lib.cc_sim_set_latency(world.sim, 1 * US, 500 * US)
+            world.break_link(*world.random.sample(world.peers, 2))
+            rows += [post_all(world, Spec("all_reduce", 100, "int32", lane=4 + i)) for i in range(6)]
+            world.finish(op for _, ops in rows for op in ops.values())
+            world.run_ms(1000)
+            assert check_outcomes(world, rows) == [OK] * len(rows)
+            assert not any(peer.evidence for peer in world.peers)
