@@ -49,6 +49,10 @@ static void start_over(cc__group *group, cc__pair *pair) {
     }
 }
 
+void cc__pair_connected(cc__group *group, uint32_t member) {
+    cc__pair_get(group, member, false);
+}
+
 /* What was under way when the connection broke comes again, or is asked for. */
 void cc__pair_mended(cc__group *group, uint32_t member) {
     cc__pair *pair = cc__pair_get(group, member, false);

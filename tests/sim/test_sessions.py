@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+import pytest
 from programs import Spec
-from promises import Row, check_outcomes, formed, post_all
-from world import OK, US
+from promises import Row, check_outcomes, formed, go_on, post_all
+from world import OK, US, Operation, World
 
 from collectives._core import lib
 
@@ -59,3 +61,44 @@ def test_nothing_is_said_before_the_session() -> None:
             world.run_ms(1000)
             assert check_outcomes(world, rows) == [OK] * len(rows)
             assert not any(peer.evidence for peer in world.peers)
+
+
+def send_both_ways(world: World) -> list[tuple[Operation, Operation]]:
+    """Long messages and short ones between the first two, in both directions."""
+    a, b = world.peers[:2]
+    posted = []
+    for tag, count in enumerate((30_000, 50, 9000, 0)):
+        for sender, receiver in ((a, b), (b, a)):
+            data = np.arange(count, dtype=np.int32) + tag
+            send = sender.post("send", data, root=receiver.index, tag=tag)
+            out = np.zeros_like(data)
+            posted.append((send, receiver.post("receive", None, out, root=sender.index, tag=tag)))
+    return posted
+
+
+@pytest.mark.parametrize("window", [300, 1 << 16])
+@pytest.mark.parametrize("n", [2, 3])
+def test_a_frame_that_arrives_as_nonsense(n: int, window: int) -> None:
+    """The receiver gives the session up; which of both then dials depends on who it was. The other
+    has lost its side too, but nothing more: it costs one epoch, of the same members, and messages
+    begin again, of which nothing may be sent before the other knows that."""
+    for step in range(0, 300, 11):
+        with formed(SEED + step, n) as world:
+            lib.cc_sim_set_window(world.sim, window)
+            messages = send_both_ways(world)
+            rows = [post_all(world, Spec("all_reduce", 5000, "int32", algorithm="ring"))]
+            for _ in range(step):
+                world.step()
+            world.corrupt(*world.random.sample(world.peers[:2], 2))
+            operations = [op for pair in messages for op in pair]
+            records = world.carry([*operations, *rows[0][1].values()])
+            if not records:  # it is the next heartbeat
+                records.append(world.settle())
+            world.run_ms(1000)
+            assert [record.members for record in records] == [world.peers]
+            assert not any(peer.sealed for peer in world.peers)
+            assert check_outcomes(world, rows) == [OK]
+            for send, receive in messages:
+                assert (send.status, receive.status) == (OK, OK)
+                assert np.array_equal(send.given, receive.out)
+            go_on(world)
