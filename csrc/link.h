@@ -123,6 +123,7 @@ typedef struct cc__links {
     uint32_t streams, segment_bytes;
     cc_timeouts timeouts;
     cc__detector detector;
+    int64_t late_ns; /* when this peer last found itself late */
     uint64_t nonce;
     cc__link *first;
     uint32_t count;

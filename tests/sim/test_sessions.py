@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from programs import Spec
 from promises import Row, check_outcomes, formed, go_on, post_all
-from world import OK, US, Operation, World
+from world import OK, US, Operation, World, prepare_joiner
 
 from collectives._core import lib
 
@@ -102,3 +102,43 @@ def test_a_frame_that_arrives_as_nonsense(n: int, window: int) -> None:
                 assert (send.status, receive.status) == (OK, OK)
                 assert np.array_equal(send.given, receive.out)
             go_on(world)
+
+
+def test_a_link_that_nobody_wanted_for_a_while() -> None:
+    """It breaks under a joiner's rehearsal, and the next one leaves that member out. The one after
+    that does not, and must not wait for a connection that nobody makes."""
+    for down_ms in range(300, 420, 12):
+        with formed(SEED, 2, connect_ms=20) as world:
+            member, other = world.peers
+            joiner = world.add()
+            assert prepare_joiner(world, joiner)[0] == OK
+            world.cut(joiner, member)
+            world.break_link(joiner, member)
+            world.run_ms(down_ms)
+            assert prepare_joiner(world, joiner, [other])[0] == OK
+            world.cut(joiner, member, False)
+            world.run_ms(1000)
+            assert prepare_joiner(world, joiner)[0] == OK
+
+
+def test_a_peer_that_slept_is_not_led_around() -> None:
+    """Others ask for it through each other while it is stopped. Once it runs again all is as it was:
+    a link is made anew only if the answer comes before the peer is heard itself."""
+    runs, beats, again = 0, 0, 0
+    for seed in range(SEED, SEED + 4):
+        for victim in range(3):
+            for slept_ms in (0, 1150, 1250):
+                with formed(seed, 3, dead_ms=2000) as world:
+                    world.run_ms(500)
+                    world.pause(world.peers[victim])
+                    world.run_ms(slept_ms)
+                    world.pause(world.peers[victim], False)
+                    before = sum(peer.stats.sent_bytes for peer in world.peers)
+                    world.run_ms(1000)
+                    sent = sum(peer.stats.sent_bytes for peer in world.peers) - before
+                    assert not any(peer.evidence for peer in world.peers)
+                    if slept_ms == 0:
+                        beats = sent
+                    else:  # on its way back each link has three frames of its own at both ends
+                        runs, again = runs + 1, again + (sent - beats >= 3 * 128)
+    assert again <= runs // 4
