@@ -74,7 +74,8 @@ struct cc__link {
     bool relayed;         /* its streams go through another peer */
     int64_t direct_ns;    /* when to try the direct way again */
     int64_t probe_ns;     /* when to ask again; CC__NEVER: not */
-    int64_t broken_ns;    /* since when it is BROKEN */
+    int64_t up_ns;        /* when it last came up */
+    int64_t broken_ns;    /* since when it is not up, but for a moment */
     int64_t fading_ns; /* UP, but a bulk stream has ended: when it counts as broken; or CC__NEVER */
     cc__session session;
     bool greeted; /* on this connection, the peer said what it knows of a session: */

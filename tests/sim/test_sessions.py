@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from programs import Spec
 from promises import Row, check_outcomes, formed, go_on, post_all
-from world import OK, US, Operation, World, prepare_joiner
+from world import MS, OK, US, Operation, World, prepare_joiner
 
 from collectives._core import lib
 
@@ -142,3 +142,19 @@ def test_a_peer_that_slept_is_not_led_around() -> None:
                     else:  # on its way back each link has three frames of its own at both ends
                         runs, again = runs + 1, again + (sent - beats >= 3 * 128)
     assert again <= runs // 4
+
+
+def test_whoever_resets_every_connection_is_not_dialled_without_a_pause() -> None:
+    """Each is broken as soon as both sides have said something on it, for a second."""
+    with formed(SEED, 2) as world:
+        a, b = world.peers
+        heard, broken, end = (0, 0), 0, world.now_ns + 1000 * MS
+        while world.now_ns < end:
+            world.step()
+            now = (a.stats.received_bytes, b.stats.received_bytes)
+            if min(now[0] - heard[0], now[1] - heard[1]) >= 128:
+                heard, broken = now, broken + 1
+                world.break_link(a, b)
+        assert 10 < broken < 50
+        go_on(world)
+        assert not any(peer.evidence for peer in world.peers)
