@@ -297,6 +297,10 @@ bool cc__links_next(cc__links *links, cc__link_event *out) {
     return advance(links, out) || next_told(links, out);
 }
 
+void cc__links_give_up(cc__links *links, cc__link *link) {
+    cc__links_break(links, link, CC_EVIDENCE_CLOSED, CC_BUSY);
+}
+
 void cc__links_accuse(cc__links *links, cc__link *link) {
     cc__links_break(links, link, CC_EVIDENCE_PROTOCOL, CC_PROTOCOL);
 }

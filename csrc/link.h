@@ -160,6 +160,8 @@ bool cc__links_next(cc__links *links, cc__link_event *out);
 /* After CC__LINK_WANT: where the payload goes and whose memory that is. NULL, NULL: nobody wants
  * it; it is read into scratch and no PAYLOAD event follows. */
 void cc__links_place(cc__links *links, cc__channel *channel, void *place, void *owner);
+/* What was lost with a connection cannot be asked for: gives the session up, as if it were lost. */
+void cc__links_give_up(cc__links *links, cc__link *link);
 /* A frame came that no peer may send: breaks the link. */
 void cc__links_accuse(cc__links *links, cc__link *link);
 

@@ -158,3 +158,20 @@ def test_whoever_resets_every_connection_is_not_dialled_without_a_pause() -> Non
         assert 10 < broken < 50
         go_on(world)
         assert not any(peer.evidence for peer in world.peers)
+
+
+def test_a_message_of_more_segments_than_can_be_named() -> None:
+    """A connection breaks in its middle. It begins again in a new session, in an epoch of the same
+    members."""
+    with formed(SEED, 2, segment_bytes=64, streams=1) as world:
+        lib.cc_sim_set_window(world.sim, 1 << 20)
+        sender, receiver = world.peers
+        data = np.arange(2_200_000, dtype=np.int32)
+        send = sender.post("send", data, root=1)
+        receive = receiver.post("receive", None, np.zeros_like(data), root=0)
+        world.run(lambda: receiver.stats.received_bytes > data.nbytes // 4)
+        world.break_link(sender, receiver)
+        records = world.carry([send, receive])
+        assert [record.members for record in records] == [world.peers]
+        assert np.array_equal(receive.out, data)
+        assert (send.info.attempts, receive.info.attempts) == (2, 2)
