@@ -11,9 +11,9 @@ from typing import Any
 
 from collectives import messages
 from collectives._core import ffi, lib
-from collectives.config import Timeouts
+from collectives.config import Timeouts, milliseconds
 from collectives.errors import from_status
-from collectives.events import Event, Prepared, Ready, Sealed, Told
+from collectives.events import Event, Prepared, Ready, Sealed, Told, Waits
 
 _MESSAGE = int(lib.CC_MESSAGE_MAX)
 
@@ -22,10 +22,6 @@ def text(message: Any) -> str:
     """A NUL-terminated C string."""
     found: bytes = ffi.string(message)
     return found.decode("utf-8", "replace")
-
-
-def milliseconds(seconds: float) -> int:
-    return max(1, round(seconds * 1000))
 
 
 class Context:
@@ -46,6 +42,7 @@ class Context:
         native.timeouts.connect_ms = milliseconds(timeouts.connect)
         native.timeouts.linger_ms = milliseconds(timeouts.linger)
         native.timeouts.suspect_ms = milliseconds(timeouts.suspect_time)
+        native.timeouts.stalled_ms = milliseconds(timeouts.stalled)
         keep = []
         for name, value in options.items():
             if isinstance(value, str):
@@ -163,6 +160,18 @@ class Context:
             return Ready(event.group, event.epoch)
         if event.kind == lib.CC_EVENT_TOLD:
             return Told(event.group, event.epoch)
+        if event.kind == lib.CC_EVENT_WAITS:
+            named = min(event.n_stragglers, int(lib.CC_STRAGGLERS_MAX))
+            return Waits(
+                group=event.group,
+                lane=event.lane,
+                sequence=event.sequence,
+                call=text(event.call),
+                seconds=event.waited_ns / 1e9,
+                late=event.stragglers[0].delay == lib.CC_LATE,
+                ranks=tuple(int(one.rank) for one in event.stragglers[0:named]),
+                count=event.n_stragglers,
+            )
         if event.kind == lib.CC_EVENT_PREPARED:
             return Prepared(
                 ok=event.status == lib.CC_OK,

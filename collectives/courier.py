@@ -24,17 +24,13 @@ from collectives.errors import (
     Evicted,
     Refused,
 )
-from collectives.events import Core, Link, Ready, Sealed, Told
+from collectives.events import Core, Link, Ready, Sealed, Told, Waits
 from collectives.joiner import Joiner
 from collectives.messages import NO_PEER, Epoch, Join, Member
 from collectives.openings import Openings
 from collectives.seat import Seat
 
 log = logging.getLogger("collectives.agent")
-
-REPORT_S = 0.5
-CARRY_S = 2.0  # reports of others: their agents most likely say the same, more often
-PING_S = 1.0
 
 
 class Courier:
@@ -45,7 +41,7 @@ class Courier:
         core: see `Core`. It must outlive the courier.
         url: of the coordinator, for messages.
         join: the JOIN to send; its address is what other peers dial.
-        timeouts: `connect` and `coordinator_lost` are used.
+        timeouts: those between peer and coordinator are used.
         resolve: makes the addresses of members numeric, or raises OSError.
         on_epoch: called after each installed record of the joined group.
 
@@ -63,7 +59,7 @@ class Courier:
         on_epoch: Callable[[Epoch], None] | None = None,
     ) -> None:
         self.root = Seat()
-        self.joiner = Joiner(core, join, resolve)
+        self.joiner = Joiner(core, join, resolve, timeouts.ping)
         self._core = core
         self._url = url
         self._join = join
@@ -71,7 +67,7 @@ class Courier:
         self._resolve = resolve
         self._on_epoch = on_epoch
         self._seats: dict[int, Seat] = {}
-        self._openings = Openings()
+        self._openings = Openings(timeouts.ping)
         self._link: Link | None = None
         self._started = self._heard_at = self._next_ping = 0.0
         self._term = 0  # the coordinator's, the greatest heard as a member
@@ -93,7 +89,7 @@ class Courier:
             if link.is_up:  # or they would only queue up
                 member_of = self.root.group if self.root.current else 0
                 link.send(messages.Ping(member_of, self._term))
-            self._next_ping = now + PING_S
+            self._next_ping = now + self._timeouts.ping
         times.append(self._next_ping)
         if self._openings:
             times.append(self._openings.tick(link, now))
@@ -135,6 +131,8 @@ class Courier:
                     self._to.send(messages.Installed(event.group, event.epoch, True))
             elif isinstance(event, Told):
                 self._take_told(event.group)
+            elif isinstance(event, Waits):
+                self._warn(event)
             elif self.root.current is None:
                 self.joiner.take_prepared(self._to, event)
 
@@ -191,14 +189,14 @@ class Courier:
             )
         elif now >= seat.next_report:
             self._to.send(report)
-            seat.next_report = now + REPORT_S
+            seat.next_report = now + self._timeouts.repeat
         return min(seat.next_report, lost_at)
 
     def _carry_again(self, seat: Seat, now: float) -> float:
         if now >= seat.next_carried:
             for report in seat.carried.values():
                 self._to.send(report)
-            seat.next_carried = now + CARRY_S
+            seat.next_carried = now + self._timeouts.carry_time
         return seat.next_carried
 
     def _look_for_coordinator(self, now: float) -> float:
@@ -215,11 +213,11 @@ class Courier:
     def _take_report(self, report: messages.Report, now: float) -> None:
         seat = self._seats.get(report.group)
         if report.of != NO_PEER:
-            if seat and seat.carry(report, now, CARRY_S):
+            if seat and seat.carry(report, now, self._timeouts.carry_time):
                 self._to.send(report)
             return
         known = seat.report if seat else None
-        if seat and seat.take_report(report, now, REPORT_S):
+        if seat and seat.take_report(report, now, self._timeouts.repeat):
             self._to.send(report)
             if report != known:
                 self._tell(seat, logs.report_text, report, seat.current)
@@ -337,8 +335,7 @@ class Courier:
 
     def _tell(self, seat: Seat, text: Callable[..., str], *about: object) -> None:
         if log.isEnabledFor(logging.INFO):
-            name = repr(self._join.group) if seat is self.root else str(seat.group)
-            log.info("group %s: %s", name, text(*about))
+            log.info("%s: %s", self._name(seat), text(*about))
 
     def _take_unknown(self, message: messages.Unknown) -> None:
         """The coordinator does not know this member: it has lost, or never had, what the one had
@@ -355,6 +352,19 @@ class Courier:
                 is_subgroup = each is not self.root
                 about = self._term, welcome.token, is_subgroup, self._join
                 self._to.send(messages.Claim(*about, each.published))
+
+    def _warn(self, event: Waits) -> None:
+        seat = self._seats.get(event.group)
+        if seat is None or seat.current is None:
+            return
+        named = [member for member in seat.current.members if member.rank in event.ranks]
+        text = logs.waits_text(
+            event.call, event.sequence, event.seconds, named, event.count, event.late
+        )
+        log.warning("%s: %s", self._name(seat), text)
+
+    def _name(self, seat: Seat) -> str:
+        return f"group {self._join.group!r}" if seat is self.root else f"group {seat.group}"
 
     # ---- subgroups -------------------------------------------------------------------------------
 

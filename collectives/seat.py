@@ -13,7 +13,7 @@ from collections.abc import Callable
 from collectives.errors import CollectivesError, TimedOut
 from collectives.messages import Cause, Epoch, Report
 
-WAIT_SLICE_S = 0.1  # so that Ctrl-C is noticed
+WAIT_SLICE_S = 0.1  # so that Ctrl-C is noticed: a matter of this process, not of the protocol
 
 
 class Seat:

@@ -393,6 +393,18 @@ void cc_work_info(const cc_work *work, cc_info *out) {
     *out = (cc_info){.status = CC_PENDING, .sequence = work->sequence, .attempts = 1};
 }
 
+uint32_t cc_work_stragglers(const cc_work *work, cc_straggler *out, uint32_t room) {
+    cc_context *context = work->context;
+    uint32_t n = 0;
+    cc__lock(context);
+    const cc__group *group = cc__context_group(context, work->group, false);
+    const cc__lane *lane = group ? group->lanes[work->request.lane] : NULL;
+    if (lane && cc__lane_op(lane, work->sequence) == work)
+        n = cc__stragglers(group, lane, out, room);
+    cc__unlock(context);
+    return n;
+}
+
 void cc_work_free(cc_work *work) {
     if (work == NULL) return;
     cc_context *context = work->context;

@@ -9,10 +9,11 @@
 #include <string.h>
 #include <unistd.h>
 
-#define GAUGE_TURNS 12 /* latencies until a new link has found its speed: a few turns */
-#define GAUGE_MIN_NS (2 * CC__MS)
+#define GAUGE_TURNS 12            /* latencies until a new link has found its speed: a few turns */
+#define GAUGE_MIN_NS (2 * CC__MS) /* and for the software on both ends */
 #define EVENTS_PER_STEP 64
-#define TRIM_NS (1000 * CC__MS)  /* between looks at the pool of memory */
+/* Of this machine's memory, not of the protocol. */
+#define TRIM_NS (1000 * CC__MS)  /* between looks at the pool */
 #define KEEP_NS (30000 * CC__MS) /* what nobody wants for so long goes back to the system */
 
 cc__group *cc__context_group(cc_context *context, uint32_t id, bool create) {
@@ -227,7 +228,7 @@ void cc__context_collect(cc_context *context) {
     for (uint32_t i = 0; i < context->n_groups; i++) {
         const cc__group *group = context->groups[i];
         finished += group->finished + group->pairs.finished;
-        due |= group->report_due || group->ready_due;
+        due |= group->report_due || group->ready_due || group->stragglers_due;
         due |= group->dispatch.told_due || group->dispatch.letters_due;
     }
     if (due) raise_event(context);
@@ -307,6 +308,7 @@ static bool take_event(cc_context *context, cc_event *out) {
             out->kind = CC_EVENT_READY;
             return true;
         }
+        if (cc__stragglers_take(group, out)) return true;
     }
     return false;
 }

@@ -278,7 +278,7 @@ cc_status cc__group_install(cc__group *group, const cc_epoch *record) {
     group->world = record->world;
     group->min_size = record->min_size;
     if (record->cause == CC_CAUSE_BOUNDARY) group->joiners = 0;
-    group->report_due = group->ready_due = false;
+    group->report_due = group->ready_due = group->stragglers_due = false;
     cc__group_trace(group, CC_TRACE_INSTALLED, record->cause, record->n_members, NULL);
     cc_status status = set_members(group, record);
     if (status == CC_OK) status = set_lanes(group, record, joiner);
@@ -413,10 +413,11 @@ static int64_t tick_lanes(cc__group *group, int64_t now) {
             const cc__op *op = lane->ops[slot];
             if (op == NULL) continue;
             if (op->deadline_ns <= now) {
-                char detail[CC_DETAIL_MAX];
+                char detail[CC_DETAIL_MAX], why[CC_DETAIL_MAX / 2];
+                cc__stragglers_text(group, lane, op, why, sizeof why);
                 snprintf(detail, sizeof detail,
-                         "the deadline of operation %llu passed at rank %u; inputs are intact",
-                         (unsigned long long)op->sequence, group->ranks[group->me]);
+                         "the deadline of operation %llu passed at rank %u%s; inputs are intact",
+                         (unsigned long long)op->sequence, group->ranks[group->me], why);
                 cc__group_seal(group, CC_CAUSE_DEADLINE, NULL, 0, detail);
                 group->deadline_ns = op->deadline_ns; /* if it goes on, it is looked at again */
                 return CC__NEVER;
@@ -429,7 +430,8 @@ static int64_t tick_lanes(cc__group *group, int64_t now) {
 
 int64_t cc__group_tick(cc__group *group, int64_t now) {
     int64_t lanes = tick_lanes(group, now), pairs = cc__pair_tick(group, now);
-    int64_t next = cc__dispatch_tick(group, now);
+    int64_t next = cc__dispatch_tick(group, now), look = cc__stragglers_tick(group, now);
     if (lanes < next) next = lanes;
+    if (look < next) next = look;
     return pairs < next ? pairs : next;
 }

@@ -9,6 +9,7 @@
 #include "csrc/agree/commit.h"
 #include "csrc/dispatch.h"
 #include "csrc/pair.h"
+#include "csrc/straggler.h"
 
 typedef enum cc__group_state {
     CC__GROUP_JOINING = 0, /* no epoch yet */
@@ -24,6 +25,7 @@ typedef struct cc__notice {
     uint64_t expects; /* READY: the bytes that it expects of this peer, where that matters */
     uint32_t wishes;
     bool ready, voted;
+    bool asks; /* it wants to be told when this peer has posted it */
 } cc__notice;
 
 /* A member as one lane sees it. Allocated when the member is first heard of in the lane. */
@@ -55,6 +57,7 @@ typedef struct cc__lane {
     cc__seat **seats;                   /* by member */
     cc__op *ops[CC_INFLIGHT_MAX];       /* open ones, by sequence */
     uint32_t n_open;
+    cc__patience patience;
 } cc__lane;
 
 struct cc__group {
@@ -83,10 +86,11 @@ struct cc__group {
     cc__dispatch dispatch;
 
     /* for the context */
-    bool report_due, ready_due;
+    bool report_due, ready_due, stragglers_due;
     uint64_t finished; /* operations that completed */
     uint32_t n_open;
     int64_t deadline_ns; /* no operation's deadline is earlier */
+    int64_t look_ns;     /* when to look for stragglers again */
 
     cc__pairs pairs;
 };
@@ -166,6 +170,7 @@ bool cc__lane_same_call(cc__group *group, cc__lane *lane, uint32_t member, uint6
 bool cc__lane_same_blocks(cc__group *group, cc__lane *lane, uint32_t member, uint64_t sequence,
                           uint64_t expects);
 bool cc__lane_may_send(cc__group *group, cc__lane *lane, const cc__op *op, uint32_t member);
+/* Says that this peer has posted an operation, if the member has to know. */
 void cc__lane_send_ready(cc__group *group, const cc__op *op, uint32_t member);
 void cc__lane_complete(cc__group *group, cc__lane *lane, cc__op *op, cc_status status,
                        const char *message);

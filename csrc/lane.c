@@ -51,6 +51,7 @@ cc_status cc__lane_renew(cc__group *group, cc__lane *lane) {
         return CC_NO_MEMORY;
     }
     lane->done = lane->outcome.failed;
+    lane->patience = (cc__patience){0};
     cc__tally_start(&lane->tally, lane->voted, group->size, lane->outcome.failed);
     return CC_OK;
 }
@@ -346,20 +347,28 @@ void cc__lane_on_ready(cc__group *group, uint32_t member, const cc__frame *frame
     cc__lane *lane = cc__lane_of_frame(group, member, frame);
     if (lane == NULL || frame->sequence <= lane->tally.committed) return;
     if (!cc__lane_same_blocks(group, lane, member, frame->sequence, frame->offset)) return;
-    if (frame->sequence <= lane->done) return;
     cc__notice *notice = notice_of(lane, member, frame->sequence);
     if (notice == NULL) return;
     notice->ready = true;
+    notice->asks = frame->slot == CC__READY_ASKS;
     notice->expects = frame->offset;
     notice->signature = frame->signature;
     update_clear(group, lane, member);
+    const cc__op *op = notice->asks ? cc__lane_op(lane, frame->sequence) : NULL;
+    if (op && op->epoch == group->epoch && !cc__stragglers_asked(lane, op)) /* else it knows */
+        cc__lane_send_ready(group, op, member);
 }
 
 void cc__lane_send_ready(cc__group *group, const cc__op *op, uint32_t member) {
-    if (!group->installed[member] || !cc__op_announces_to(op, member)) return;
+    const cc__lane *lane = group->lanes[op->request.lane];
+    const cc__notice *notice = cc__lane_notice(lane, member, op->sequence);
+    bool asks = cc__stragglers_asked(lane, op), asked = notice && notice->asks;
+    bool wanted = asks || asked || (op->started && cc__op_announces_to(op, member));
+    if (!group->installed[member] || !wanted) return;
     cc__frame frame = {
         .type = CC__READY,
         .lane = (uint8_t)op->request.lane,
+        .slot = asks ? CC__READY_ASKS : 0,
         .group = group->id,
         .epoch = group->epoch,
         .sequence = op->sequence,

@@ -15,8 +15,7 @@
 #define RELAYS_ASKED 3 /* between suspicion and death */
 
 static int64_t suspect_ns(const cc__links *links) {
-    int64_t ms = links->timeouts.suspect_ms;
-    return (ms ? ms : links->timeouts.dead_ms / 2) * CC__MS;
+    return links->timeouts.suspect_ms * CC__MS;
 }
 
 /* Whether nothing was heard of a peer for the suspect time, or it does not hear this one. */

@@ -141,6 +141,11 @@ void cc__op_take(cc__op *op, const cc__frame *frame, uint32_t from, const void *
 /* Bytes of a send are sent. */
 void cc__op_sent(cc__op *op, uint32_t move, uint32_t bytes);
 
+/* A sum that changes whenever bytes of the operation have moved. */
+uint64_t cc__op_progress(const cc__op *op);
+/* Whether a member could go on with it now: it has data to send here, or to take from here. */
+bool cc__op_waits_for(const cc__op *op, uint32_t member);
+
 /* ---- after a link was mended (op_resume.c) ------------------------------------------------- */
 
 /* What was under way from or to the member when the link broke counts for nothing. */

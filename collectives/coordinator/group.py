@@ -70,7 +70,7 @@ class Group:
         self.send = send
         self.settings: Join | None = None  # the JOIN that fixed them
         self.notes = Notes(note)
-        self.roll = Roll(self.name, self.number, send, self.notes.note)
+        self.roll = Roll(self.name, self.number, send, self.notes.note, timeouts.repeat)
         self.held = False
         self.strikes: frozenset[decide.Pair] = frozenset()
         self.unreached: set[bytes] = set()  # members that a joiner could not reach

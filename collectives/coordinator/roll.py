@@ -20,12 +20,12 @@ from collectives.coordinator.lobby import Joiner
 from collectives.coordinator.standing import NEVER, Network, Standing, describe
 from collectives.messages import Epoch, Evicted, Outcome, Seal, ToPeer
 
-REPEAT_S = 0.5
 FORMER_MAX = 4096
 
 
 class Roll:
-    """See the module. `send` takes a peer's id and a message, `note` what is to be written down."""
+    """See the module. `send` takes a peer's id and a message, `note` what is to be written down;
+    what is not answered is said again after `repeat_s`."""
 
     def __init__(
         self,
@@ -33,6 +33,7 @@ class Roll:
         number: int,
         send: Callable[[bytes, ToPeer], None],
         note: Callable[[Fact], None],
+        repeat_s: float,
     ) -> None:
         self.record: Epoch | None = None  # the last one published, of whatever lineage
         self.members: dict[bytes, Standing] = {}
@@ -41,6 +42,7 @@ class Roll:
         self._number = number
         self._send = send
         self._note = note
+        self._repeat_s = repeat_s
         self._former: OrderedDict[bytes, Evicted] = OrderedDict()
         self._losses: list[tuple[bytes, str]] = []  # who was evicted, and why
 
@@ -89,7 +91,7 @@ class Roll:
 
     def publish_to(self, standing: Standing, now: float) -> None:
         assert self.record is not None
-        standing.remind_at = now + REPEAT_S
+        standing.remind_at = now + self._repeat_s
         self._send(standing.member.id, self.record)
 
     def clear(self, reason: str) -> None:
@@ -105,7 +107,7 @@ class Roll:
         """The epoch is being closed: all others are to seal and report as well."""
         for peer, standing in self.present.items():
             if standing.report is None:
-                standing.remind_at = now + REPEAT_S
+                standing.remind_at = now + self._repeat_s
                 self._send(peer, Seal(self._number, self.epoch))
 
     @property
@@ -124,7 +126,7 @@ class Roll:
                 if not standing.installed:
                     self.publish_to(standing, now)
                 if self.sealing:
-                    standing.remind_at = now + REPEAT_S
+                    standing.remind_at = now + self._repeat_s
                     self._send(standing.member.id, Seal(self._number, self.epoch))
 
     def _owes_an_answer(self, standing: Standing) -> bool:

@@ -43,8 +43,6 @@ from collectives.settings import Settings
 log = logging.getLogger("collectives.coordinator")
 
 BATCH_MAX = 64
-HANDSHAKE_MS = 5000
-KEEPALIVE_MS = 2000
 
 
 def listen_address(listen: str, insecure: bool) -> tuple[str, int]:
@@ -75,7 +73,7 @@ async def serve(
     Args:
         listen: ``host:port``; port 0 takes any free one.
         insecure: allow an address that other machines reach.
-        timeouts: `dead`, `settle` and `joiner_lost` count here.
+        timeouts: those between peer and coordinator count here, and `dead` and `settle`.
         journal: the file that makes a restart possible; it is made if it is not there. None: the
             groups are lost with the coordinator.
         recover: the journal was lost, or is damaged (then it is set aside): groups that it does not
@@ -95,7 +93,7 @@ async def serve(
     router = context.socket(zmq.ROUTER)
     try:
         core = _restored(book, timeouts, recover)
-        port = _bind(router, host, port)
+        port = _bind(router, host, port, timeouts)
         url = config.SCHEME + config.format_address(host, port)
         log.info("serving at %s", url)
         if on_ready is not None:
@@ -123,14 +121,15 @@ def _restored(journal: Journal | None, timeouts: config.Timeouts, recover: bool)
     return core
 
 
-def _bind(router: zmq.asyncio.Socket, host: str, port: int) -> int:
+def _bind(router: zmq.asyncio.Socket, host: str, port: int, timeouts: config.Timeouts) -> int:
+    keepalive_ms = config.milliseconds(timeouts.dead)
     router.setsockopt(zmq.IPV6, 1 if ":" in host else 0)
     router.setsockopt(zmq.MAXMSGSIZE, MESSAGE_BYTES_MAX)
-    router.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+    router.setsockopt(zmq.HANDSHAKE_IVL, config.milliseconds(timeouts.connect))
     # A peer that connects again after its connection broke must not wait for the old one to end.
     router.setsockopt(zmq.ROUTER_HANDOVER, 1)
-    router.setsockopt(zmq.HEARTBEAT_IVL, KEEPALIVE_MS)
-    router.setsockopt(zmq.HEARTBEAT_TIMEOUT, 5 * KEEPALIVE_MS)
+    router.setsockopt(zmq.HEARTBEAT_IVL, keepalive_ms)
+    router.setsockopt(zmq.HEARTBEAT_TIMEOUT, 5 * keepalive_ms)
     router.setsockopt(zmq.BACKLOG, 1024)
     try:
         router.bind(f"tcp://{config.format_address(host, port) if port else _any_port(host)}")

@@ -14,9 +14,6 @@ Network = tuple[int, int]
 """What the slowest of some links costs: nanoseconds of latency, bytes per second; 0: not known."""
 FATAL = (EvidenceKind.REFUSED, EvidenceKind.GOODBYE)
 """Evidence that suffices, whoever has it, against a member that has not reported."""
-UNACCUSED_FACTOR = 15
-"""A member that did not report though not all accuse it has this many times the dead time: its
-interpreter may be busy, or it is cut off from the coordinator alone."""
 
 
 @dataclass
@@ -113,7 +110,7 @@ def _dead_at(
         return first
     if all(found):
         return first + timeouts.settle_time
-    return first + UNACCUSED_FACTOR * timeouts.dead
+    return first + timeouts.unaccused_time
 
 
 def accused(members: Mapping[bytes, Standing]) -> set[bytes]:

@@ -199,6 +199,19 @@ def test_texts() -> None:
     assert logs.message_text(welcome) == text
 
 
+def test_texts_of_stragglers() -> None:
+    few = [member(1, "a"), member(2)]
+    text = logs.waits_text("barrier()", 12, 30.2, few[:1], 1, True)
+    assert text == (
+        "operation 12, barrier(), has waited 30 s for rank 1 ('a'), which has not called it yet"
+    )
+    text = logs.waits_text("barrier()", 12, 60.1, few, 2, False)
+    assert text.endswith("for rank 1 ('a'), rank 2, which called it and do not move")
+    many = [member(rank) for rank in range(12)]
+    text = logs.waits_text("barrier()", 1, 9.0, many, 40, True)
+    assert text.endswith(", rank 7 and 32 more, which have not called it yet")
+
+
 def test_levels_can_change(monkeypatch) -> None:
     logger = logging.getLogger("collectives")
     monkeypatch.setattr(logger, "handlers", list(logger.handlers))

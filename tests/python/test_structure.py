@@ -36,7 +36,16 @@ C_ROOMS: dict[str, tuple[str, ...]] = {
     "op": ("csrc/op.*", "csrc/op_*"),
     "group": tuple(
         f"csrc/{noun}{rest}"
-        for noun in ("context", "dispatch", "group", "lane", "mend", "pair", "progress")
+        for noun in (
+            "context",
+            "dispatch",
+            "group",
+            "lane",
+            "mend",
+            "pair",
+            "progress",
+            "straggler",
+        )
         for rest in (".*", "_*")
     ),
     "api": ("csrc/api.*", "csrc/api_*"),
@@ -84,6 +93,22 @@ def c_violations(files: Mapping[str, str]) -> list[str]:
             elif used not in {room, "public"} | C_MAY_USE[room]:
                 found.append(f'{path} ({room}) may not include "{header}" ({used})')
     return found
+
+
+# Times that code may have besides `Timeouts`: none of the protocol.
+LOCAL_TIMES = {
+    *("SPIN_NS", "IDLE_NS", "BLOCK_MAX_NS", "TCP_PAUSE_NS"),  # of a thread, between looks
+    *("TRIM_NS", "KEEP_NS"),  # of memory that nobody wants
+    *("WAIT_SLICE_S", "SLICE_MS"),  # of a wait, so that Ctrl-C is noticed
+    *("SOFTWARE_NS", "GAUGE_MIN_NS", "LATENCY_NS", "MESSAGE_NS"),  # what work costs, not how long
+    "CC__MS",  # a unit
+}
+TIME = re.compile(r"^(?:#define )?(_?[A-Z][A-Z0-9_]*_(?:S|MS|NS|SECONDS))\b(?:: \w+)? +\S", re.M)
+
+
+def times(text: str) -> set[str]:
+    """The constants of a file that are times, by their names: the unit is last."""
+    return {name for name in TIME.findall(text) if not name.endswith("_PER_S")}
 
 
 # ---- Python -------------------------------------------------------------------------------------
@@ -188,6 +213,14 @@ def test_files_are_small() -> None:
     assert too_long(read(SOURCES, ".c", ".h", ".py")) == []
 
 
+def test_all_times_of_the_protocol_are_timeouts() -> None:
+    """Simulated delays are the simulator's, and how long a benchmark waits its own affair."""
+    files = read(["csrc", "transport", "collectives"], ".c", ".h", ".py")
+    found = {path: times(text) - LOCAL_TIMES for path, text in files.items()}
+    foreign = ("transport/sim", "collectives/cli/")
+    assert {path: t for path, t in found.items() if t and not path.startswith(foreign)} == {}
+
+
 # ---- the checker --------------------------------------------------------------------------------
 
 
@@ -199,6 +232,11 @@ def test_the_table_has_no_cycle() -> None:
         assert lowest, f"these rooms may use each other in a circle: {sorted(open_rooms)}"
         for room in lowest:
             del open_rooms[room]
+
+
+def test_a_constant_that_is_a_time_is_found() -> None:
+    text = "OPEN_S = 1.0\nRATE_PER_S = 2\nN = 1\n#define AGAIN_NS (5 * CC__MS)\n_A_MS: int = 3\n"
+    assert times(text + "    INNER_S = 1\n") == {"OPEN_S", "AGAIN_NS", "_A_MS"}
 
 
 @pytest.mark.parametrize(

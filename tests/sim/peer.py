@@ -204,12 +204,16 @@ class Peer(Caller):
         self.ready = 0
         self.prepared: tuple[int, bytes] | None = None
         self.on_carried: Callable[[int], None] = lambda _: None  # told whose report it was handed
+        self.on_waits: Callable[[Any], None] = lambda _: None  # told of CC_EVENT_WAITS
         self._event = ffi.new("cc_event *")
 
     def take_events(self) -> None:
         event = self._event
         while lib.cc_next_event(self.context, event) == OK:
             if event.kind == lib.CC_EVENT_TOLD:
+                continue
+            if event.kind == lib.CC_EVENT_WAITS:
+                self.on_waits(event)
                 continue
             if event.kind == lib.CC_EVENT_SEALED and any(bytes(event.peer.bytes)):
                 other = self.world.peers[index_of(event.peer)]
