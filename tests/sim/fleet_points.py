@@ -33,7 +33,6 @@ EVERY = (
     "a new lineage",
     "a record came over the data links",
     "subgroup: used",
-    "subgroup: Evicted",
     *("record: " + cause for cause in ("boundary", "lost", "link", "deadline", "mismatch")),
     *("out: " + error for error in ("Closed", "Evicted", "CoordinatorLost")),
     *("told: " + status for status in ("peer lost", "group too small", "mismatch", "timed out")),
