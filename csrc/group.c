@@ -330,6 +330,7 @@ void cc__group_end(cc__group *group, cc_status why, const char *message) {
 void cc__group_on_connected(cc__group *group, cc__link *link) {
     int64_t member = cc__group_member(group, link);
     if (member < 0 || group->state == CC__GROUP_ENDED) return;
+    cc__pair_connected(group, (uint32_t)member);
     send_installed(group, link);
     if (group->state == CC__GROUP_SEALED) send_abort(group, (uint32_t)member);
     hear_news(group, (uint32_t)member);
@@ -347,6 +348,9 @@ static bool still_needed(const cc__group *group, uint32_t member) {
 void cc__group_on_evidence(cc__group *group, cc__link *link, cc_evidence_kind evidence) {
     int64_t member = cc__group_member(group, link);
     if (member < 0 || group->state == CC__GROUP_ENDED) return;
+    /* The peer lost its side of a session, most likely in the epoch before, and has a new one. */
+    bool nothing_lost = link->state == CC__LINK_UP && !group->installed[member];
+    if (evidence == CC_EVIDENCE_CLOSED && nothing_lost) return;
     if (evidence == CC_EVIDENCE_GOODBYE) {
         /* An orderly end disturbs nobody who needs nothing of the peer. */
         bool needed = group->state != CC__GROUP_ACTIVE || still_needed(group, (uint32_t)member);

@@ -217,7 +217,7 @@ void cc__links_feed(cc__links *links, const cc_transport_event *event) {
         if (channel == NULL || !channel->sending) return;
         channel->sending = false;
         if (channel->index == 0) {
-            cc__links_flush(links, channel->link);
+            if (channel->link->state == CC__LINK_UP) cc__links_flush(links, channel->link);
             return;
         }
         links->sent = (cc__link_event){CC__LINK_SENT,
@@ -300,6 +300,10 @@ bool cc__links_next(cc__links *links, cc__link_event *out) {
     return advance(links, out) || next_told(links, out);
 }
 
+void cc__links_give_up(cc__links *links, cc__link *link) {
+    cc__links_break(links, link, CC_EVIDENCE_CLOSED, CC_BUSY);
+}
+
 void cc__links_accuse(cc__links *links, cc__link *link) {
     cc__links_break(links, link, CC_EVIDENCE_PROTOCOL, CC_PROTOCOL);
 }
@@ -344,15 +348,18 @@ static void tick_link(cc__links *links, cc__link *link, int64_t now) {
 
 int64_t cc__links_tick(cc__links *links, int64_t now) {
     if (now < links->next_tick_ns) return links->next_tick_ns;
+    int64_t slept_ns = links->detector.slept_ns;
     cc__detector_tick(&links->detector, now);
+    if (links->detector.slept_ns > slept_ns) links->late_ns = now;
     for (cc__link *link = links->first, *next; link; link = next) {
         next = link->next;
         tick_link(links, link, now);
         cc__links_probe_again(links, link, now);
         cc__links_look_around(links, link, now);
         if (now >= link->fading_ns) cc__links_break(links, link, CC_EVIDENCE_CLOSED, CC_CLOSED);
-        bool stranger = link->state == CC__LINK_BROKEN && !link->wanted && !link->in_pending;
-        if (stranger) cc__links_drop(links, link); /* it came, was never needed, and went */
+        bool is_down = link->state == CC__LINK_BROKEN || link->state == CC__LINK_IDLE;
+        if (is_down && !link->wanted && !link->in_pending)
+            cc__links_drop(links, link); /* it came, is not needed, and went; nobody mends it */
     }
     links->next_tick_ns = now + links->timeouts.beat_ms * CC__MS / 2;
     for (const cc__link *link = links->first; link; link = link->next) {

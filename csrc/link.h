@@ -76,7 +76,8 @@ struct cc__link {
     bool relayed;         /* its streams go through another peer */
     int64_t direct_ns;    /* when to try the direct way again */
     int64_t probe_ns;     /* when to ask again; CC__NEVER: not */
-    int64_t broken_ns;    /* since when it is BROKEN */
+    int64_t up_ns;        /* when it last came up */
+    int64_t broken_ns;    /* since when it is not up, but for a moment */
     int64_t fading_ns; /* UP, but a bulk stream has ended: when it counts as broken; or CC__NEVER */
     cc__session session;
     bool greeted; /* on this connection, the peer said what it knows of a session: */
@@ -127,6 +128,7 @@ typedef struct cc__links {
     uint32_t streams, segment_bytes;
     cc_timeouts timeouts;
     cc__detector detector;
+    int64_t late_ns; /* when this peer last found itself late */
     uint64_t nonce;
     cc__link *first;
     uint32_t count;
@@ -181,6 +183,8 @@ bool cc__links_next(cc__links *links, cc__link_event *out);
 /* After CC__LINK_WANT: where the payload goes and whose memory that is. NULL, NULL: nobody wants
  * it; it is read into scratch and no PAYLOAD event follows. */
 void cc__links_place(cc__links *links, cc__channel *channel, void *place, void *owner);
+/* What was lost with a connection cannot be asked for: gives the session up, as if it were lost. */
+void cc__links_give_up(cc__links *links, cc__link *link);
 /* A frame came that no peer may send: breaks the link. */
 void cc__links_accuse(cc__links *links, cc__link *link);
 

@@ -112,19 +112,29 @@ static bool may_mend(const cc__link *link, cc_evidence_kind evidence, cc_status 
            status != CC_BUSY && status != CC_NO_MEMORY;
 }
 
+/* A link that was up only for a moment is broken as long as it was before, or who resets every
+ * connection would be dialled without a pause. */
+static bool note_break(const cc__links *links, cc__link *link) {
+    int64_t now = cc__now(&links->clock);
+    if (link->state == CC__LINK_BROKEN || cc__link_mends(link)) return false;
+    if (link->state == CC__LINK_UP && now - link->up_ns < links->timeouts.beat_ms * CC__MS)
+        return false;
+    link->broken_ns = now;
+    return true;
+}
+
 void cc__links_break(cc__links *links, cc__link *link, cc_evidence_kind evidence,
                      cc_status status) {
-    bool was_broken = link->state == CC__LINK_BROKEN || cc__link_mends(link);
-    if (!was_broken) link->broken_ns = cc__now(&links->clock);
+    bool is_new = note_break(links, link);
     link->fading_ns = CC__NEVER;
     close_channels(links, link, false);
     if (may_mend(link, evidence, status)) {
         link->state = CC__LINK_IDLE;
-        if (!was_broken) cc__link_trace(links, link, CC_TRACE_LINK_BROKEN, status, evidence);
-        if (was_broken)
-            cc__links_look_later(links, link);
-        else
+        if (is_new) cc__link_trace(links, link, CC_TRACE_LINK_BROKEN, status, evidence);
+        if (is_new)
             look_again(links, link, 0);
+        else
+            cc__links_look_later(links, link);
         return;
     }
     bool ask = evidence == CC_EVIDENCE_CLOSED && link->wanted;
@@ -139,13 +149,14 @@ void cc__links_break(cc__links *links, cc__link *link, cc_evidence_kind evidence
 }
 
 void cc__links_dial(cc__links *links, cc__link *link, const cc__link *relay) {
-    if (link->state == CC__LINK_UP) link->broken_ns = cc__now(&links->clock);
+    note_break(links, link);
     close_channels(links, link, false);
     link->fading_ns = CC__NEVER;
     link->state = CC__LINK_DIALING;
     link->relayed = relay != NULL;
-    link->nonce = cc__links_nonce(links);
     cc__link_trace(links, link, CC_TRACE_LINK_DIALLED, 0, relay != NULL);
+    uint64_t nonce = cc__links_nonce(links); /* the peer's clock may be ahead, if it dialled once */
+    link->nonce = nonce > link->nonce ? nonce : link->nonce + 1;
     for (uint32_t i = 0; i <= links->streams; i++) {
         cc_hello hello = cc__links_hello(links, link, i, link->nonce);
         cc_stream stream = CC_STREAM_NONE;
@@ -233,7 +244,8 @@ static void come_up(cc__links *links, cc__link *link) {
     cc__session *session = &link->session;
     link->state = CC__LINK_UP;
     link->sent_ns = 0;
-    cc__watch_heard(&link->watch, &links->detector, cc__now(&links->clock));
+    link->up_ns = cc__now(&links->clock);
+    cc__watch_heard(&link->watch, &links->detector, link->up_ns);
     links->current = NULL; /* that it is up is told before anything that it brings */
     cc__links_resume_later(links, &link->channels[0]);
     if (session->id && session->id == link->their_session) {
@@ -255,6 +267,7 @@ static void come_up(cc__links *links, cc__link *link) {
     }
     end_session(link);
     cc__session_start(session, link->nonce);
+    link->broken_ns = link->up_ns;
     link->told_connected = true;
     cc__links_tell(links, link);
     if (link->dials) cc__links_gauge(links, link);
@@ -302,7 +315,7 @@ void cc__links_on_connected(cc__links *links, cc_stream stream) {
 
 /* The peer dials anew. Whether it still knows the session, it says next. */
 static void replace(cc__links *links, cc__link *link) {
-    if (link->state == CC__LINK_UP) link->broken_ns = cc__now(&links->clock);
+    note_break(links, link);
     close_channels(links, link, false);
     link->fading_ns = CC__NEVER;
     link->state = CC__LINK_DIALING;

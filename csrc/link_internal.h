@@ -52,7 +52,7 @@ bool cc__links_probe_closed(cc__links *links, cc_stream stream, cc_status status
 void cc__links_flush(cc__links *links, cc__link *link);
 /* Sends a frame of this connection alone, which is not kept; only when nothing else is under way. */
 void cc__links_send_raw(cc__links *links, cc__link *link, const cc__frame *frame);
-/* Says what has come, unless something is under way: that is life too, and more is confirmed soon. */
+/* Says what has come, unless the stream is full: then as soon as it is not, if that is much. */
 void cc__links_beat(cc__links *links, cc__link *link);
 /* The peer has said which session it knows. */
 void cc__links_greet(cc__links *links, cc__link *link, const cc__frame *frame);

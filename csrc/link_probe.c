@@ -80,6 +80,10 @@ static const cc__link *next_relay(const cc__links *links, const cc__link *link, 
 
 void cc__links_look_around(cc__links *links, cc__link *link, int64_t now) {
     if (!link->wanted || link->goodbye || link->session.id == 0) return;
+    /* Who slept was not heard for that reason alone; and in the end the other would have said so. */
+    bool slept = link->unheard_ns - 2 * links->timeouts.beat_ms * CC__MS <= links->late_ns;
+    bool is_old = now - links->timeouts.dead_ms * CC__MS > link->unheard_ns;
+    if (slept || is_old) link->unheard_ns = CC__NEVER;
     if (!is_suspect(links, link, now)) {
         if (is_indirect(link)) cc__links_end_probe(links, link);
         link->n_asked = 0;
@@ -113,10 +117,11 @@ bool cc__links_probe_connected(cc__links *links, cc_stream stream) {
     cc_peer_id via = link->probe_via;
     bool around = is_indirect(link);
     cc__links_end_probe(links, link); /* it lives: that was all there was to ask */
-    const cc__link *relay = around ? cc__links_find(links, &via) : NULL;
+    bool heard = !is_suspect(links, link, cc__now(&links->clock)); /* meanwhile */
+    const cc__link *relay = around && !heard ? cc__links_find(links, &via) : NULL;
     if (relay && link->dials)
         cc__links_dial(links, link, relay);
-    else if (link->relayed && link->state == CC__LINK_UP)
+    else if (!around && link->relayed && link->state == CC__LINK_UP)
         cc__links_dial(links, link, NULL);
     else if (cc__link_mends(link))
         cc__links_look_later(links, link);

@@ -4,12 +4,20 @@
 
 #define OPS(links) ((links)->transport->ops)
 
+/* However much there is to send: who never confirms makes its peer keep all it says. */
+static bool confirm_due(const cc__session *session) {
+    return session->received - session->told >= CC_CONFIRM_BYTES;
+}
+
 void cc__links_flush(cc__links *links, cc__link *link) {
     cc__channel *control = &link->channels[0];
     cc__session *session = &link->session;
     while (!control->sending && session->handed < session->end) {
-        size_t bytes = session->end - session->handed;
-        if (bytes > CC_SEGMENT_MAX) bytes = CC_SEGMENT_MAX; /* as much as may be released */
+        if (confirm_due(session)) {
+            cc__links_beat(links, link);
+            continue;
+        }
+        size_t bytes = cc__session_next(session, CC_SEGMENT_MAX); /* as much as may be released */
         struct iovec iov = {session->kept + session->handed, bytes};
         session->handed += bytes;
         if (OPS(links)->send(links->transport, control->stream, &iov, 1) == CC_OK) continue;
@@ -31,7 +39,7 @@ void cc__links_send_raw(cc__links *links, cc__link *link, const cc__frame *frame
 }
 
 void cc__links_beat(cc__links *links, cc__link *link) {
-    if (link->channels[0].sending || link->session.handed < link->session.end) return;
+    if (link->channels[0].sending) return;
     cc__frame frame = {.type = CC__BEAT, .sequence = link->session.received};
     link->session.told = link->session.received;
     cc__links_send_raw(links, link, &frame);

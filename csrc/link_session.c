@@ -1,6 +1,7 @@
 #include "csrc/link_session.h"
 
 #include "csrc/base/limits.h"
+#include "csrc/wire_bytes.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -42,6 +43,18 @@ bool cc__session_keep(cc__session *session, const struct iovec *iov, int count) 
         session->end += iov[i].iov_len;
     }
     return true;
+}
+
+size_t cc__session_next(const cc__session *session, size_t most) {
+    size_t left = session->end - session->handed, bytes = 0;
+    const uint8_t *frames = session->kept + session->handed;
+    if (left <= most) return left;
+    for (;;) { /* a peer that confirms half a frame gets nonsense, but no more than there is */
+        uint64_t frame = CC_HEADER_BYTES + cc__get(frames + bytes + 12, 4);
+        if (bytes + frame > most || bytes + frame + CC_HEADER_BYTES > left) break;
+        bytes += frame;
+    }
+    return bytes ? bytes : most;
 }
 
 bool cc__session_confirm(cc__session *session, uint64_t received) {

@@ -27,6 +27,9 @@ void cc__session_start(cc__session *session, uint64_t id);
 void cc__session_free(cc__session *session);
 /* Keeps a frame, to be sent. False: too much is kept already, or no memory. */
 bool cc__session_keep(cc__session *session, const struct iovec *iov, int count);
+/* Bytes of whole frames, at most `most`, that the stream is to be given next: between frames there is
+ * room for a heartbeat. `most` is at least that of the longest frame. */
+size_t cc__session_next(const cc__session *session, size_t most);
 /* The peer has so many bytes. False: it cannot. */
 bool cc__session_confirm(cc__session *session, uint64_t received);
 /* The connection is a new one: what is not confirmed goes out again. */

@@ -5,6 +5,15 @@ static cc__op *running(const cc__group *group, const cc__lane *lane, uint64_t se
     return op && op->started && op->epoch == group->epoch ? op : NULL;
 }
 
+/* A message of so many segments that no frame can name them. An operation begins again in the next
+ * epoch, a message between two peers in the next session. */
+static void begin_again(cc__group *group, cc__link *link, const cc__op *op) {
+    if (op->pair)
+        cc__links_give_up(group->links, link);
+    else
+        cc__group_seal(group, CC_CAUSE_LINK, NULL, 0, "a connection broke under a huge message");
+}
+
 void cc__mend_ask(cc__group *group, cc__link *link, const cc__op *op, uint32_t from) {
     if (op->plan.eager) return;
     uint8_t bitmap[CC_EAGER_BYTES];
@@ -12,8 +21,7 @@ void cc__mend_ask(cc__group *group, cc__link *link, const cc__op *op, uint32_t f
     while ((index = cc__op_next_incomplete(op, from, index)) < op->plan.n_moves) {
         uint64_t bytes = cc__op_bitmap_bytes(op, index);
         if (bytes > sizeof bitmap) {
-            cc__group_seal(group, CC_CAUSE_LINK, NULL, 0,
-                           "a connection broke under a huge message");
+            begin_again(group, link, op);
             return;
         }
         cc__op_bitmap(op, index, bitmap);

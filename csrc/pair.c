@@ -49,6 +49,10 @@ static void start_over(cc__group *group, cc__pair *pair) {
     }
 }
 
+void cc__pair_connected(cc__group *group, uint32_t member) {
+    cc__pair_get(group, member, false);
+}
+
 /* What was under way when the connection broke comes again, or is asked for. */
 void cc__pair_mended(cc__group *group, uint32_t member) {
     cc__pair *pair = cc__pair_get(group, member, false);
@@ -69,8 +73,9 @@ void cc__pair_resume(cc__group *group, uint32_t member, const cc__frame *frame,
     cc__pair *pair = cc__pair_get(group, member, false);
     const cc__outgoing *outgoing = pair ? cc__pair_outgoing(pair, frame->sequence) : NULL;
     if (outgoing == NULL || outgoing->op == NULL || !outgoing->op->started) return;
-    if (cc__op_resume(outgoing->op, 0, frame->slot, bitmap, frame->length) == CC_OK) return;
-    cc__links_accuse(group->links, pair->link); /* the input of a send is never written to */
+    cc_status status = cc__op_resume(outgoing->op, 0, frame->slot, bitmap, frame->length);
+    if (status == CC_PROTOCOL) cc__links_accuse(group->links, pair->link);
+    if (status == CC_UNSUPPORTED) cc__links_give_up(group->links, pair->link); /* no memory */
 }
 
 void cc__pair_resumed(cc__group *group, uint32_t member) {

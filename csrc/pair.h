@@ -39,6 +39,8 @@ void cc__pair_gone(cc__group *group, const cc_peer_id *id);
 /* Completes all messages with `why` and forgets them. */
 void cc__pair_end(cc__group *group, cc_status why, const char *message);
 
+/* The link to a member came up in a new session: nothing of the old one may be sent in it. */
+void cc__pair_connected(cc__group *group, uint32_t member);
 /* The link to a member was mended: see csrc/mend.h. */
 void cc__pair_mended(cc__group *group, uint32_t member);
 void cc__pair_resume(cc__group *group, uint32_t member, const cc__frame *frame,

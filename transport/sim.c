@@ -162,6 +162,8 @@ static cc_status sim_send(cc_transport *transport, cc_stream stream, const struc
         end->send[i] = i < count ? iov[i] : (struct iovec){NULL, 0};
         end->send_left += end->send[i].iov_len;
     }
+    end->corrupt = cc__sim_out(end)->corrupts;
+    cc__sim_out(end)->corrupts = 0;
     cc__sim_pump(end);
     if (end->state == CC__SIM_DEAD) return CC_CLOSED;
     end->sending = end->send_left > 0;

@@ -41,5 +41,8 @@ void cc_sim_pause(cc_sim *sim, const char *address, int paused); /* nothing leav
 void cc_sim_cut(cc_sim *sim, const char *from, const char *to,
                 int cut);                                     /* one direction: held back */
 void cc_sim_break(cc_sim *sim, const char *a, const char *b); /* resets all streams between both */
+/* Of what is sent next on each stream that there is, the first byte arrives with all bits turned: no
+ * magic of any frame. */
+void cc_sim_corrupt(cc_sim *sim, const char *from, const char *to);
 
 #endif

@@ -204,6 +204,8 @@ static int write_pieces(cc__sim_end *end, size_t bytes) {
         pipe->last_ns = at > pipe->last_ns ? at : pipe->last_ns;
         *piece = (cc__sim_piece){.at_ns = pipe->last_ns, .size = (uint32_t)size};
         take(end, piece->bytes, size);
+        if (end->corrupt) piece->bytes[0] ^= 0xff;
+        end->corrupt = 0;
         cc__sim_push(&pipe->flight, piece);
         pipe->bytes += size;
         bytes -= size;

@@ -293,3 +293,11 @@ void cc_sim_break(cc_sim *sim, const char *a, const char *b) {
             cc__sim_break_stream(stream);
     }
 }
+
+void cc_sim_corrupt(cc_sim *sim, const char *from, const char *to) {
+    for (cc__sim_stream *stream = sim->streams; stream; stream = stream->next)
+        for (int side = 0; side < 2; side++)
+            if (strcmp(stream->address[side], from) == 0 &&
+                strcmp(stream->address[1 - side], to) == 0)
+                stream->pipes[side].corrupts = 1;
+}

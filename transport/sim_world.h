@@ -39,6 +39,7 @@ typedef struct cc__sim_pipe {
     int certain;   /* no hold stops this end: the wire itself broke */
     int ended;     /* it has arrived */
     int held;      /* by a cut or a pause: nothing arrives */
+    int corrupts;  /* the first byte of the next send */
 } cc__sim_pipe;
 
 typedef enum cc__sim_state {
@@ -69,6 +70,7 @@ struct cc__sim_end {
     struct iovec send[2];
     size_t send_left;
     int sending;    /* a send is pending */
+    int corrupt;    /* its first byte, which has yet to go, is turned */
     uint8_t *copy;  /* what is left of a released send, or NULL */
     uint8_t *place; /* of the pending recv; NULL: scrap */
     size_t recv_left;

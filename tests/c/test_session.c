@@ -68,6 +68,37 @@ static void frames_stay_whole_while_the_memory_moves(void) {
     passed++;
 }
 
+static bool keep_frame(cc__session *session, uint32_t length) {
+    static uint8_t payload[CC_EAGER_BYTES];
+    uint8_t header[CC_HEADER_BYTES];
+    cc__frame frame = {.type = CC__EAGER, .length = length};
+    cc__frame_pack(&frame, header);
+    struct iovec iov[2] = {{header, sizeof header}, {payload, length}};
+    return cc__session_keep(session, iov, 2);
+}
+
+static void whole_frames_are_handed_out(void) {
+    cc__session session = {0};
+    cc__session_start(&session, 7);
+    for (uint32_t length = 0; length <= CC_EAGER_BYTES; length += 1000) keep_frame(&session, length);
+    size_t most = CC_HEADER_BYTES + CC_EAGER_BYTES;
+    for (uint32_t next = 0; session.handed < session.end;) {
+        size_t bytes = cc__session_next(&session, most), frames = 0;
+        CHECK(bytes > 0 && bytes <= most);
+        for (; frames < bytes; next += 1000) frames += CC_HEADER_BYTES + next;
+        CHECK_EQ(frames, bytes);
+        session.handed += bytes;
+    }
+    /* A peer that confirms half a frame is told nonsense, of which there is no more than was kept. */
+    for (size_t start = 0; start < session.end; start++) {
+        session.handed = session.start = start;
+        size_t left = session.end - start, bytes = cc__session_next(&session, most);
+        CHECK(bytes > 0 && bytes <= most && bytes <= left);
+    }
+    cc__session_free(&session);
+    passed++;
+}
+
 static void there_is_a_bound(void) {
     cc__session session = {0};
     cc__session_start(&session, 7);
@@ -85,6 +116,7 @@ int main(void) {
     what_is_not_confirmed_goes_out_again();
     a_peer_cannot_have_what_was_never_sent();
     frames_stay_whole_while_the_memory_moves();
+    whole_frames_are_handed_out();
     there_is_a_bound();
     printf("test_session: %d passed, 0 failed\n", passed);
     return 0;

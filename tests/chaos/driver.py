@@ -44,7 +44,9 @@ QUIET_S = 15.0  # descriptors and threads of dead links are gone then
 AIM_S = 2.0
 TICK_S = 0.02
 STREAMS = Settings().streams
-GROWTH_MIB = 6.0  # and the segments that links hold: they count once they were used
+# What counts only once it was used: the trace, what links keep until it is confirmed, numpy's own;
+# and the segments that links hold.
+GROWTH_MIB = 10.0
 
 
 @dataclass

@@ -19,9 +19,9 @@ from typing import Any
 
 import fleet_points
 from control_network import DOWN, MS, NEVER, UP, US, ControlNetwork
+from fleet_calls import Call, Message, Plan
 from fleet_coordinator import Coordinator
-from fleet_process import Clock, Process
-from fleet_program import Call, Message, Plan
+from fleet_process import ROOT, Clock, Process
 
 from collectives import messages
 from collectives._core import ffi, lib
@@ -55,6 +55,7 @@ class Fleet:
 
     Attributes:
         rolls: every record that was published, by epoch.
+        split_rolls: those of subgroups, by number and epoch.
         points: how often each rare path was taken.
         stop_phase: the phase after which programs end; None: they go on.
     """
@@ -93,6 +94,7 @@ class Fleet:
         self.calls: list[Call] = []
         self.messages: list[Message] = []
         self.rolls: dict[int, Roll] = {}
+        self.split_rolls: dict[tuple[int, int], Roll] = {}
         self.points: Counter[str] = Counter()
         self.stop_phase: int | None = None
         self.calm = False  # no fault will come any more,
@@ -187,22 +189,30 @@ class Fleet:
             for process in self.running
         )
 
+    def roll_of(self, group: int, epoch: int) -> Roll | None:
+        if group in (0, ROOT):
+            return self.rolls.get(epoch)
+        return self.split_rolls.get((group, epoch))
+
     # ---- what others tell ---------------------------------------------------------------------
 
     def published(self, record: messages.Epoch) -> None:
         """A record is on its way to somebody: it must be the one that was published before, in
         whatever term."""
         record = replace(record, term=0)
-        known = self.rolls.get(record.epoch)
+        known = self.roll_of(record.group, record.epoch)
         if known is not None:
             assert known.message == record, f"epoch {record.epoch} was published with two contents"
+            return
+        members = [self.by_id[member.id] for member in record.members]
+        ranks = {self.by_id[member.id].index: member.rank for member in record.members}
+        if record.group != ROOT:
+            self.split_rolls[record.group, record.epoch] = Roll(record, members, ranks, 0)
             return
         last = max(self.rolls, default=0)
         assert record.epoch > last, f"epoch {record.epoch} was published after {last}"
         formed = record.cause is messages.Cause.FORMED
         lineage = (self.rolls[last].lineage if last else 0) + formed
-        members = [self.by_id[member.id] for member in record.members]
-        ranks = {self.by_id[member.id].index: member.rank for member in record.members}
         if last:
             fleet_points.at_record(self, self.rolls[last], record)
         for member in members:

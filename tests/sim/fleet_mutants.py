@@ -56,30 +56,31 @@ def _majority() -> None:
 
 
 def _decide_again() -> None:
-    """A late report changes the record that is out."""
+    """A late report changes the record that is out: its sender lives after all."""
     from collectives.coordinator.group import Group
 
-    right = Group.report
+    right, publish = Group.report, Group._publish
+
+    def publish_and_remember(self: Any, record: Any, *rest: Any) -> None:
+        self.before = self.roll.record
+        publish(self, record, *rest)
 
     def report(self: Any, peer: bytes, message: Any, now: float) -> None:
-        if message.epoch == self.roll.epoch - 1 and peer in self.roll._former:
-            late = {lane.lane: lane for lane in message.lanes}
+        last, before = self.roll.record, getattr(self, "before", None)
+        late = [m for m in before.members if m.id == peer] if before else []
+        if message.epoch == self.roll.epoch - 1 and late and peer not in self.members:
+            done = {lane.lane: lane.done for lane in message.lanes}
             lanes = tuple(
-                replace(
-                    lane,
-                    committed=min(lane.committed, late[lane.lane].done),
-                    posted=max(lane.posted, late[lane.lane].posted),
-                )
-                if lane.lane in late
-                else lane
-                for lane in self.roll.record.lanes
+                replace(lane, committed=min(lane.committed, done.get(lane.lane, lane.committed)))
+                for lane in last.lanes
             )
-            self.roll.record = replace(self.roll.record, lanes=lanes)
+            members = tuple(sorted((*last.members, *late), key=lambda member: member.rank))
+            self.roll.record = replace(last, members=members, lanes=lanes)
             for standing in self.present.values():
                 self.roll.publish_to(standing, now)
         right(self, peer, message, now)
 
-    Group.report = report
+    Group._publish, Group.report = publish_and_remember, report
 
 
 def _stale_report() -> None:

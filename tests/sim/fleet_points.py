@@ -32,6 +32,7 @@ EVERY = (
     "eviction and return",
     "a new lineage",
     "a record came over the data links",
+    "subgroup: used",
     *("record: " + cause for cause in ("boundary", "lost", "link", "deadline", "mismatch")),
     *("out: " + error for error in ("Closed", "Evicted", "CoordinatorLost")),
     *("told: " + status for status in ("peer lost", "group too small", "mismatch", "timed out")),
@@ -81,7 +82,7 @@ def at_record(fleet: Fleet, before: Roll, record: messages.Epoch) -> None:
     lost = {process for process in before.members if process.id not in stay}
     if record.cause is Cause.LOST:
         for call in fleet.calls[-400:]:
-            if call.process in lost and call.operation.status == lib.CC_OK:
+            if call.group == 0 and call.process in lost and call.operation.status == lib.CC_OK:
                 late = any(
                     mark.lane == call.lane and mark.committed < call.number
                     for peer, report in reports.items()

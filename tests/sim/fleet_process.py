@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 URL = "cc://sim:1"
 MILLION = 1_000_000
+ROOT = 1  # the number of the group that all join; subgroups have later ones
 
 
 class Clock:
@@ -58,8 +59,8 @@ class Core(Context):
 
     Attributes:
         happened: it had an event since this was cleared.
-        ready: the last epoch of which it said READY.
-        sealed: its last report, of its own.
+        ready: the last epoch of the root group of which it said READY.
+        sealed: its last report on that group, of its own.
         token: the key of the run.
         epochs: what was installed last, by group.
     """
@@ -85,7 +86,7 @@ class Core(Context):
         """One that it has from another member: it must be the one that was published."""
         record = super().record(last)
         if record is not None and record.epoch > last.epoch:
-            published = self.fleet.rolls[record.epoch].message
+            published = self.fleet.roll_of(record.group, record.epoch).message
             detail = published.detail.encode()[: len(record.detail.encode())].decode()
             assert replace(record, members=published.members) == replace(published, detail=detail)
             ids = [member.id for member in record.members]
@@ -97,10 +98,11 @@ class Core(Context):
         event = super().next_event()
         if event is not None:
             self.happened = True
-            if isinstance(event, Ready):
+            if isinstance(event, Ready) and event.group == ROOT:
                 self.ready = event.epoch
-            elif isinstance(event, Sealed) and event.report.of == messages.NO_PEER:
-                self.sealed = event.report
+            elif isinstance(event, Sealed) and event.report.group == ROOT:
+                own = event.report.of == messages.NO_PEER
+                self.sealed = event.report if own else self.sealed
         return event
 
 

@@ -9,15 +9,16 @@ handed. What differs between processes is drawn: when each posts, how far ahead,
 from __future__ import annotations
 
 import random
-import zlib
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from control_network import MS, NEVER, US
-from peer import Operation, Refused
-from programs import Spec, any_spec, post
+from fleet_calls import Call, Message, content, note
+from fleet_split import Split
+from peer import Refused
+from programs import Spec, post
 
 from collectives._core import lib
 
@@ -26,34 +27,6 @@ if TYPE_CHECKING:
 
 AHEAD = 12
 BOUNDARY = Spec("boundary", 0)
-COUNTS = (0, 1, 3, 31, 64, 65, 200, 200, 500, 1500)
-
-
-@dataclass(eq=False)
-class Call:
-    """One operation that a process has posted."""
-
-    process: Process
-    spec: Spec
-    operation: Operation
-    lane: int
-    number: int
-    world: int
-    deadline_ns: int | None
-    told: tuple[int, int, int] | None = None  # status and checksums when it was found complete
-    told_ns: int = 0
-
-
-@dataclass(eq=False)
-class Message:
-    """One end of a message between two ranks."""
-
-    process: Process
-    operation: Operation
-    key: tuple[int, int]  # phase, which of it
-    sends: bool
-    other: bytes  # the id of the other end, by the record that ranks go by
-    told: int | None = None
 
 
 class Lane:
@@ -63,42 +36,6 @@ class Lane:
         self.size = size  # the numbers that a phase uses
         self.posted = 0
         self.open: deque[Call] = deque()
-
-
-class Plan:
-    """The program itself: a function of the seed."""
-
-    def __init__(self, seed: int, rng: random.Random) -> None:
-        self.seed = seed
-        lanes = rng.choice([(0,), (0, 1), (0, 1, 5)])
-        self.sizes = {lane: rng.randrange(3, 7) for lane in lanes}
-        self.sizes[0] += 1  # the boundary
-        self.messages = rng.choice([0, 0, 1, 3])
-        self.deadlines = rng.random() < 0.3
-        self._specs: dict[tuple[int, ...], Spec] = {}
-
-    def spec(self, phase: int, lane: int, place: int, world: int) -> Spec:
-        key = (phase, lane, place, world)
-        spec = self._specs.get(key)
-        if spec is None:
-            rng = random.Random(hash((self.seed, *key[:3])))
-            count = rng.choice(COUNTS)
-            spec = any_spec(rng, world, lane=lane, count=count)
-            if spec.kind == "barrier":
-                spec = replace(spec, count=0)
-            self._specs[key] = spec
-        return spec
-
-    def message(self, phase: int, place: int, world: int) -> tuple[int, int, int]:
-        """Who sends how much to whom, by rank."""
-        rng = random.Random(hash((self.seed, phase, place, 7)))
-        sender = rng.randrange(world)
-        return sender, (sender + rng.randrange(1, world)) % world, rng.choice([0, 3, 700, 6000])
-
-
-def content(key: tuple[int, int], sender: bytes, count: int) -> np.ndarray:
-    """The bytes of a message: of nobody else's, and of no other."""
-    return np.arange(count, dtype=np.int32) * 3 + zlib.crc32(sender) // 2 + key[0] * 64 + key[1]
 
 
 class Program:
@@ -120,6 +57,7 @@ class Program:
         self.odd = False  # the next call will be another one than the others make
         self.lanes = {lane: Lane(size) for lane, size in self.plan.sizes.items()}
         self.messages: deque[Message] = deque()
+        self.split: Split | None = None  # the subgroup that it splits off in this phase
         self._record: Any = None  # that ranks go by
         self._rank = 0
         self._boundary: Call | None = None
@@ -165,6 +103,11 @@ class Program:
         self.phase = phase
         world = self._record.world
         self._messages_left = list(range(self.plan.messages)) if world > 1 else []
+        self.split = None
+        if self._rank in self.plan.split(phase, world):
+            ids = {member.rank: member.id for member in self._record.members}
+            members = tuple(ids[rank] for rank in self.plan.split(phase, world))
+            self.split = Split(self.process, phase, members)
         self.fleet.entered(phase)
 
     # ---- what is complete ---------------------------------------------------------------------
@@ -183,6 +126,9 @@ class Program:
                 message.told = message.operation.status
                 self.messages.remove(message)
                 found = True
+        if self.split is not None and not self.split.over:
+            self.split.step(now)
+            found |= self.split.over
         return found
 
     # ---- what is next -------------------------------------------------------------------------
@@ -219,7 +165,8 @@ class Program:
         return self._next_ns
 
     def _finish_phase(self, now: int) -> int:
-        if any(lane.open for lane in self.lanes.values()):
+        splits = self.split is not None and not self.split.over
+        if splits or any(lane.open for lane in self.lanes.values()):
             self._waits = True
             return NEVER
         fleet = self.fleet
@@ -315,18 +262,3 @@ class Program:
         message = Message(self.process, operation, key, sends, ids[other])
         self.messages.append(message)
         self.fleet.messages.append(message)
-
-
-def note(call: Call, now: int) -> None:
-    """What a process was told of an operation, and what its buffers held then."""
-    operation = call.operation
-    call.told = (operation.status, *checksums(operation))
-    call.told_ns = now
-
-
-def checksums(operation: Operation) -> tuple[int, int]:
-    given, out = operation.given, operation.out
-    return (
-        0 if given is None else zlib.crc32(given.view(np.uint8)),
-        0 if out is None else zlib.crc32(out.view(np.uint8)),
-    )

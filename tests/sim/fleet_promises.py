@@ -8,11 +8,11 @@ all processes that ever lived, the dead and those that were sent away among them
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from control_network import MS
 from fleet import Fleet, Roll
-from fleet_program import Call, Message, checksums, content
+from fleet_calls import Call, Message, checksums, content
 from peer import OK, PENDING
 from results import check_result
 
@@ -58,21 +58,21 @@ def check_records(rolls: dict[int, Roll]) -> None:
 
 def check_calls(fleet: Fleet) -> None:
     """One outcome for each operation, and what it says is true."""
-    rows: dict[tuple[int, int], list[Call]] = defaultdict(list)
+    rows: dict[tuple[int, int, int], list[Call]] = defaultdict(list)
     for call in fleet.calls:
-        rows[call.lane, call.number].append(call)
-    for (lane, number), calls in rows.items():
+        rows[call.group, call.lane, call.number].append(call)
+    for (group, lane, number), calls in rows.items():
         try:
             _check_row(fleet, calls)
         except BaseException:
-            print(f"operation {number} of lane {lane}: {calls[0].spec}")
+            print(f"operation {number} of lane {lane}, group {group}: {calls[0].spec}")
             for call in calls:
                 info = call.operation.info
                 print(f"  {call.process}: status {info.status}, epoch {info.epoch}, {call.told}")
             raise
 
 
-def _check_row(fleet: Fleet, calls: Iterable[Call]) -> None:
+def _check_row(fleet: Fleet, calls: Sequence[Call]) -> None:
     decided: dict[int, set[int]] = defaultdict(set)
     succeeded: dict[int, list[Call]] = defaultdict(list)
     for call in calls:
@@ -87,17 +87,18 @@ def _check_row(fleet: Fleet, calls: Iterable[Call]) -> None:
             assert call.told == (status, *checksums(operation)), "it changed after its end"
             assert info.sequence == call.number, f"number {info.sequence}, not {call.number}"
         if status not in UNTOLD:
-            decided[call.process.lineage].add(status)
+            decided[0 if call.group else call.process.lineage].add(status)
         if status == OK:
             succeeded[int(info.epoch)].append(call)
         elif status != PENDING:
             assert operation.intact, f"the input of {call.process} has changed"
     for lineage, outcomes in decided.items():
         assert len(outcomes) == 1, f"two outcomes in lineage {lineage}: {outcomes}"
-    lineages = [fleet.rolls[epoch].lineage for epoch in succeeded]
+    rolls = {epoch: fleet.roll_of(calls[0].group, epoch) for epoch in succeeded}
+    lineages = [rolls[epoch].lineage for epoch in succeeded]
     assert len(lineages) == len(set(lineages)), f"it succeeded in epochs {sorted(succeeded)}"
     for epoch, group in succeeded.items():
-        _check_success(fleet.rolls[epoch], group)
+        _check_success(rolls[epoch], group)
 
 
 def _check_success(roll: Roll, calls: list[Call]) -> None:

@@ -297,6 +297,10 @@ class World:
     def break_link(self, a: Peer, b: Peer) -> None:
         lib.cc_sim_break(self.sim, a.address.encode(), b.address.encode())
 
+    def corrupt(self, sender: Peer, receiver: Peer) -> None:
+        """The next frame of each of their streams is nonsense."""
+        lib.cc_sim_corrupt(self.sim, sender.address.encode(), receiver.address.encode())
+
     # ---- time ---------------------------------------------------------------------------------
 
     def step(self) -> None:
