@@ -96,6 +96,7 @@ static void that_it_is_mended_comes_before_what_it_brings(void) {
     cc__links links;
     cc__links_start(&links, &transport, &options);
     CHECK(cc__links_want(&links, &member, 1) != NULL);
+    script_begin = script_end = 0;
     say(&(cc__frame){.type = CC__SESSION});
     accept(&links, &member.id, BULK, 1, 5);
     CHECK_EQ(next(&links), 0);
@@ -120,7 +121,28 @@ static void that_it_is_mended_comes_before_what_it_brings(void) {
     passed++;
 }
 
+/* Whatever it is: not even a heartbeat, which would confirm what an earlier connection brought. */
+static void a_session_opens_a_connection(void) {
+    for (uint8_t type = CC__BEAT; type <= CC__RESUMED; type++) {
+        cc_transport transport = {&OPS};
+        cc_options options = {.streams = 1, .segment_bytes = 64, .timeouts = {.beat_ms = 200}};
+        cc_member member = {.id = {{2}}, .serial = 2, .address = "2"};
+        cc__links links;
+        cc__links_start(&links, &transport, &options);
+        CHECK(cc__links_want(&links, &member, 1) != NULL);
+        script_begin = script_end = 0;
+        say(&(cc__frame){.type = type});
+        accept(&links, &member.id, BULK, 1, 5);
+        accept(&links, &member.id, CONTROL, 0, 5);
+        CHECK_EQ(next(&links), type == CC__SESSION ? CC__LINK_CONNECTED : CC__LINK_LOST);
+        CHECK_EQ(next(&links), 0);
+        cc__links_stop(&links, true);
+    }
+    passed++;
+}
+
 int main(void) {
+    a_session_opens_a_connection();
     that_it_is_mended_comes_before_what_it_brings();
     printf("test_links: %d passed, 0 failed\n", passed);
     return 0;
