@@ -16,6 +16,8 @@ DEMO ?=
 BENCH ?= --docs --json build/bench/results.json
 # How long to soak, and more: make soak SOAK="--seconds 60 --seed 7"
 SOAK ?= --seconds 600
+# Which fleets to simulate: make sim SIM="--seeds 100 --first 5000"
+SIM ?= --seeds 10000
 
 # What else for the chaos test: make chaos CHAOS="--seed 7 --faults 60"
 CHAOS ?=
@@ -44,7 +46,8 @@ CMAKE = $(BIN)/cmake -S . -G Ninja -DCOLLECTIVES_TESTS=ON --log-level=WARNING
 NINJA = $(BIN)/cmake --build
 CTEST = $(BIN)/ctest --output-on-failure --parallel $(JOBS)
 
-.PHONY: build demo bench bench-recovery test test-c test-python test-torch test-huge soak chaos lint format docs \
+.PHONY: build demo bench bench-recovery test test-c test-python test-torch test-huge sim soak chaos \
+	lint format docs \
 	sanitize asan tsan clean
 .DELETE_ON_ERROR:
 
@@ -79,6 +82,10 @@ test-torch: $(STAMPS)/test
 # Arrays above 4 GiB: they take 9 GiB of memory, and PYTEST="-k one_result" 5.
 test-huge: $(STAMPS)/test
 	$(BIN)/python -m pytest -m huge tests/python/test_huge.py $(PYTEST)
+
+# Ten thousand lives of simulated fleets. One again, event by event: make sim SIM="--seed 7 -v"
+sim: $(STAMPS)/test
+	$(BIN)/python tests/sim/fleet_run.py $(SIM)
 
 soak: $(STAMPS)/test
 	PYTHONPATH=tests/python $(BIN)/python tests/soak/soak.py $(SOAK)

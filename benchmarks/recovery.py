@@ -28,7 +28,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "chaos"))
 
 import recovery_report
 from arena import Loopback, Namespaces, why_no_namespaces
-from process import Failed, has_journal
+from process import Failed
 from recovery_group import Group
 from recovery_rank import VARIANTS
 
@@ -50,8 +50,8 @@ class Run:
         self.joins: list[float] = []
         self.results: dict[str, Any] = {"ranks": RANKS, "bytes": args.bytes, "seed": args.seed}
 
-    def group(self, arena: Loopback, journal: bool = False) -> Group:
-        return Group(arena, self.folder, RANKS, self.args.bytes, self.joins, journal)
+    def group(self, arena: Loopback) -> Group:
+        return Group(arena, self.folder, RANKS, self.args.bytes, self.joins)
 
     def strikes(self, name: str, arena: Loopback, how: str, count: int, busy_s: float = 0) -> None:
         """So many that struck in mid-operation."""
@@ -89,11 +89,8 @@ class Run:
         self.coordinator(here)
 
     def coordinator(self, arena: Loopback) -> None:
-        journal = has_journal()
-        with self.group(arena, journal) as group, Progress("the coordinator is away"):
+        with self.group(arena) as group, Progress("the coordinator is away"):
             self.results["coordinator"] = group.without_coordinator(self.args.down)
-        if not journal:
-            self.results["coordinator"]["absent"] = "this version's coordinator keeps no journal"
 
     def cost(self, arena: Loopback) -> None:
         """Rounds in which each variant has its turn, every second one backwards. Of each the

@@ -67,15 +67,14 @@ class Group:
         size: int,
         size_bytes: int,
         joins: list[float],
-        journal: bool = False,
     ) -> None:
         self.arena, self.folder, self.size, self.size_bytes = arena, folder, size, size_bytes
-        self.journal, self.joins = journal, joins
+        self.joins = joins
         self.ranks: dict[int, Rank] = {}  # by slot
         self.coordinator: Coordinator
 
     def __enter__(self) -> Group:
-        self.coordinator = Coordinator(self.arena, self.folder, self.journal)
+        self.coordinator = Coordinator(self.arena, self.folder)
         try:
             for slot in range(1, self.size + 1):
                 self.start(slot)
@@ -175,27 +174,26 @@ class Group:
         }
 
     def without_coordinator(self, seconds: float) -> Message:
-        """Kills the coordinator while all compute, and starts it again after so long if it has a
-        journal. Returns failed operations, and the seconds from then to a join."""
+        """Kills the coordinator while all compute, and starts it again after so long. Returns
+        failed operations, and the seconds from then to a join."""
         for rank in self.ranks.values():
             rank.send("stream", seconds + 1)
         time.sleep(0.5)
         self.coordinator.end()
         found = self.answers(self.ranks.values(), seconds + LIMIT_S)
-        answer: Message = {
+        newcomer = self.start(self.size + 1)
+        others = [rank for rank in self.ranks.values() if rank is not newcomer]
+        self.coordinator = Coordinator(self.arena, self.folder, self.coordinator.port)
+        ready = time.monotonic()
+        for rank in others:
+            rank.send("admit")
+        newcomer.send("connect", self.coordinator.url, "-", newcomer.host)
+        joined = newcomer.receive()["joined"]
+        self.answers(others)
+        return {
             "down_s": seconds,
             "operations": min(each["operations"] for each in found),
             "failed": max(each["failed"] for each in found),
             "worst_s": max(each["worst_s"] for each in found),
+            "membership_s": joined - ready,
         }
-        if self.journal:
-            newcomer = self.start(self.size + 1)
-            others = [rank for rank in self.ranks.values() if rank is not newcomer]
-            self.coordinator = Coordinator(self.arena, self.folder, True, self.coordinator.port)
-            ready = time.monotonic()
-            for rank in others:
-                rank.send("admit")
-            newcomer.send("connect", self.coordinator.url, "-", newcomer.host)
-            answer["membership_s"] = newcomer.receive()["joined"] - ready
-            self.answers(others)
-        return answer

@@ -41,9 +41,7 @@ def faults(results: Results) -> list[list[str]]:
     busy, coordinator = results["kill_busy"], results["coordinator"]
     cut = spread(results["cut"]["seconds"]) if "cut" in results else results["cut_absent"]
     down = f"{coordinator['down_s']:g} s"
-    back = coordinator.get("absent")
-    if back is None:
-        back = seconds_text(coordinator["membership_s"])
+    back = seconds_text(coordinator["membership_s"])
     never = "never: the group is unusable"
     own = "448 – 727 ms, by the user's own retry loop"
     silent = "its timeout, 30 min by default"

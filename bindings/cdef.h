@@ -4,6 +4,7 @@
 
 /* The public interface. */
 #include "csrc/collectives.h"
+#include "csrc/collectives_trace.h"
 
 /* For the tests in Python: plans and kernels, which are pure, and the simulated world. */
 #include "csrc/kernels/kernels.h"

@@ -35,8 +35,6 @@ __all__ = ["Agent", "Core", "Event", "Prepared", "Ready", "Sealed"]
 
 log = logging.getLogger("collectives.agent")
 
-CLOSE_S = 1.0
-
 
 class Agent:
     """Joins a group for one core and keeps it in there.
@@ -45,7 +43,7 @@ class Agent:
         core: see `Core`. It must outlive the agent.
         url: of the coordinator, ``cc://host:port``.
         join: the JOIN to send; its address is what other peers dial.
-        timeouts: `connect` and `coordinator_lost` are used.
+        timeouts: those between peer and coordinator are used.
         on_epoch: called by the agent's thread after each installed record of the joined group.
 
     Attributes:
@@ -66,6 +64,7 @@ class Agent:
         self._core = core
         self._url = url
         self._peer = join.id
+        self._timeouts = timeouts
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._main, name="cc-agent", daemon=True)
         self._closing = threading.Event()
@@ -133,8 +132,8 @@ class Agent:
             self._ask(partial(self._courier.forget, seat, told))
 
     def close(self) -> None:
-        """Says goodbye to the coordinator and ends the thread, within a second. May be called
-        again, from any thread, and in a forked child, where it does nothing."""
+        """Says goodbye to the coordinator and ends the thread, within `timeouts.linger`. May be
+        called again, from any thread, and in a forked child, where it does nothing."""
         if self._pid != os.getpid():
             return
         self._closing.set()
@@ -143,7 +142,7 @@ class Agent:
         else:
             self._wake()
             if self._thread is not threading.current_thread():
-                self._thread.join(CLOSE_S)
+                self._thread.join(self._timeouts.linger)
         self.root.end(Closed("the communicator is closed"))
 
     leave = close
@@ -187,7 +186,7 @@ class Agent:
 
     def _connect(self) -> Connection:
         try:
-            return Connection(self._url, self._peer)
+            return Connection(self._url, self._peer, self._timeouts)
         except OSError as error:
             raise CoordinatorUnreachable(
                 f"the coordinator at {self._url} cannot be reached: {error}"

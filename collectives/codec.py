@@ -4,7 +4,8 @@ A record's field types are the only description of what may stand in it; this mo
 into readers: functions that take a plain value, as msgpack yields it, and return it as the field's
 type or raise `ProtocolError` saying what is wrong. It knows numbers, bytes, text, booleans,
 enumerations, records, tuples of one kind, optional values, and `Annotated` bounds on them, and
-nothing else.
+nothing else. Plain values travel as msgpack: a record by the names of its fields, one inside
+another as an array in field order.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import types
 import typing
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple, Union
+
+import msgpack
 
 from collectives.errors import ProtocolError
 
@@ -34,10 +37,47 @@ class Where(NamedTuple):
 
 
 def to_plain(item: Any) -> Any:
-    """The plain form of an item inside a message; of a record, its values in field order."""
-    if not dataclasses.is_dataclass(item):
-        return item
-    return [getattr(item, field.name) for field in dataclasses.fields(item)]
+    """The plain form of a value in a record; of a record, its values in field order."""
+    if type(item) is tuple:
+        return [to_plain(value) for value in item]
+    if dataclasses.is_dataclass(item):
+        return [to_plain(getattr(item, field.name)) for field in dataclasses.fields(item)]
+    return item
+
+
+def by_name(record: Any) -> dict[str, Any]:
+    """The plain values of a record's fields. Raises ProtocolError if one is not what its type
+    allows."""
+    fields = dataclasses.fields(record)
+    plain = {field.name: to_plain(getattr(record, field.name)) for field in fields}
+    build(type(record), plain)
+    return plain
+
+
+def unpack(data: bytes, array_max: int) -> Any:
+    """The plain value in these bytes of msgpack, with no array longer than that. Raises
+    ProtocolError."""
+    try:
+        return msgpack.unpackb(
+            data,
+            raw=False,
+            use_list=True,
+            strict_map_key=True,
+            object_pairs_hook=_map,
+            # The unpacker allocates what an array's header claims, at every level of nesting.
+            max_array_len=array_max,
+            max_map_len=64,
+            max_ext_len=0,
+        )
+    except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
+        raise ProtocolError(f"not msgpack: {error}") from None
+
+
+def _map(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ProtocolError("a field appears twice")
+    return found
 
 
 def short(value: Any) -> str:

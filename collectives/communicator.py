@@ -9,15 +9,17 @@ from __future__ import annotations
 import atexit
 import contextlib
 import hashlib
+import os
 import threading
 import weakref
 from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
-from collectives import messages
+from collectives import messages, trace
 from collectives._core import lib
 from collectives.agent import Agent
 from collectives.core import Context
@@ -111,8 +113,9 @@ class Communicator(ObjectOperations):
 
         All members call it, as the same operation of lane 0. It waits for everything that this
         peer has posted but messages; no other operation may be posted meanwhile. When nobody waits
-        it costs one exchange of votes. Below `min_size` it waits for joiners. When a member dies it
-        begins again, and closes the hole.
+        it costs one exchange of votes. Below `min_size` it waits for joiners. When a member dies
+        before it is done, it begins again, and closes the hole; a death that it does not see is the
+        next one's matter.
 
         Args:
             timeout: its deadline in seconds, as that of any operation; None: none.
@@ -243,6 +246,18 @@ class Communicator(ObjectOperations):
             self._context.close(abort=abort)
         else:
             self._agent.close_subgroup(self._seat)
+
+    def trace(self, path: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+        """What this peer did lately, in all its groups, as a Chrome trace object; with `path` it is
+        written there as well. Perfetto opens it, and ``collectives trace merge`` joins those of
+        several peers: docs/trace.md. At any time, also after a failure and after `close`.
+
+        Raises OSError: the file could not be written.
+        """
+        found = trace.snapshot(self._context, self._agent.root, self._id)
+        if path is not None:
+            trace.write(found, path)
+        return found
 
     def __enter__(self) -> Communicator:
         return self

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 __all__ = [
@@ -27,40 +27,80 @@ DEFAULT_PORT = 29400
 SCHEME = "cc://"
 
 
+def _time(default: float | None, doc: str) -> Any:
+    """A field of `Timeouts`, and its line in docs/settings.md."""
+    return field(default=default, metadata={"doc": doc})
+
+
 @dataclass(frozen=True)
 class Timeouts:
-    """How long to wait for what, in seconds. All peers of a group should use the same."""
+    """How long to wait for what, in seconds. All peers of a group should use the same, and their
+    coordinator too. All times of the protocol are these, or follow from them by a factor that is
+    said here, so that `scaled` scales all. docs/settings.md has them as a table."""
 
-    beat: float = 0.2
-    """A link without other traffic carries a heartbeat this often."""
-    dead: float = 2.0
-    """A peer silent for so long on a link, that others do not reach either, is taken for dead."""
-    connect: float = 5.0
-    """A dial and its handshake, or the coordinator's first answer, take at most so long."""
-    linger: float = 1.0
-    """Closing waits at most so long for peers to take what was sent."""
-    coordinator_lost: float = 300.0
-    """With a decision outstanding, the coordinator may be away for so long before
-    `CoordinatorLost`."""
-    settle: float | None = None
-    """A member whose connections all others have seen closed, and that has not reported so long
-    after the first report, counts as dead. None: as long as `dead`. (Whom all found silent, or one
-    found gone, is dead at once; whom not all accuse, after fifteen times `dead`.)"""
-    joiner_lost: float = 5.0
-    """A joiner that the coordinator has not heard for so long is dropped."""
-    suspect: float | None = None
-    """Others are asked about a peer that was silent for so long on a link, and the link is led
-    through one of them if that reaches it. None: half of `dead`."""
+    beat: float = _time(
+        0.2,
+        "A link without other traffic carries a heartbeat this often. A broken link is dialled "
+        "again after a fortieth of it at first, the coordinator after a quarter.",
+    )
+    suspect: float | None = _time(
+        None,
+        "Others are asked about a peer that was silent for so long on a link, and the link is led "
+        "through one of them if that reaches it. When an operation has not moved for so long, its "
+        "members are asked whether they have called it. None: half of `dead`.",
+    )
+    dead: float = _time(
+        2.0,
+        "A peer silent for so long on a link, that others do not reach either, is taken for dead. "
+        "The connection to the coordinator is tried as often, and is broken if it stays silent for "
+        "five times as long; so are the ends of streams that are passed on for others.",
+    )
+    settle: float | None = _time(
+        None,
+        "A member whose connections all others have seen closed, and that has not reported so long "
+        "after the first report, counts as dead. None: as long as `dead`. (Whom all found silent, "
+        "or one found gone, is dead at once; whom not all accuse, after fifteen times `dead`.)",
+    )
+    stalled: float = _time(
+        30.0,
+        "An operation that does not move for so long is told of in the log, and again each time "
+        "that this has passed: whom it waits for, and whether these have called it. Nobody is "
+        "accused.",
+    )
+    connect: float = _time(
+        5.0, "A dial and its handshake, or the coordinator's first answer, take at most so long."
+    )
+    linger: float = _time(
+        1.0, "Closing waits at most so long for peers and coordinator to take what was sent."
+    )
+    ping: float = _time(
+        1.0,
+        "A peer says this often to the coordinator that it lives; one that wants to be let in, or "
+        "to open a subgroup, asks as often. The coordinator, gone, is dialled at least as often.",
+    )
+    repeat: float = _time(
+        0.5,
+        "What peer or coordinator owe each other an answer to is said again after so long; what a "
+        "peer carries for another one, after four times as long.",
+    )
+    joiner_lost: float = _time(
+        5.0, "A joiner that the coordinator has not heard for so long is dropped."
+    )
+    coordinator_lost: float = _time(
+        300.0,
+        "With a decision outstanding, the coordinator may be away for so long before "
+        "`CoordinatorLost`.",
+    )
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.default is None and value is None:
+        for time in fields(self):
+            value = getattr(self, time.name)
+            if time.default is None and value is None:
                 continue
             if not isinstance(value, (int, float)) or isinstance(value, bool):
-                raise TypeError(f"timeouts: {field.name} must be a number of seconds")
+                raise TypeError(f"timeouts: {time.name} must be a number of seconds")
             if not 0.001 <= value <= 1e6:  # false for NaN as well
-                raise ValueError(f"timeouts: {field.name} must be 0.001 to 1000000 s, not {value}")
+                raise ValueError(f"timeouts: {time.name} must be 0.001 to 1000000 s, not {value}")
         if self.dead < 2 * self.beat:
             raise ValueError(
                 f"timeouts: dead ({self.dead:g} s) must be at least twice beat ({self.beat:g} s), "
@@ -70,6 +110,12 @@ class Timeouts:
             raise ValueError(
                 f"timeouts: suspect ({self.suspect_time:g} s) must lie between beat "
                 f"({self.beat:g} s) and dead ({self.dead:g} s)"
+            )
+
+        if self.joiner_lost < 2 * self.ping:
+            raise ValueError(
+                f"timeouts: joiner_lost ({self.joiner_lost:g} s) must be at least twice ping "
+                f"({self.ping:g} s), or one late message looks like a death"
             )
 
     @property
@@ -82,14 +128,30 @@ class Timeouts:
         """`suspect`, or what it is by default."""
         return self.dead / 2 if self.suspect is None else self.suspect
 
+    @property
+    def unaccused_time(self) -> float:
+        """A member that did not report though not all accuse it has so long: its interpreter may be
+        busy, or it is cut off from the coordinator alone."""
+        return 15 * self.dead
+
+    @property
+    def carry_time(self) -> float:
+        """Reports of others are repeated so often: their agents most likely say the same."""
+        return 4 * self.repeat
+
     def scaled(self, factor: float) -> Timeouts:
         """These times, each multiplied."""
         values: dict[str, Any] = {
-            field.name: getattr(self, field.name) * factor
-            for field in fields(self)
-            if getattr(self, field.name) is not None
+            time.name: getattr(self, time.name) * factor
+            for time in fields(self)
+            if getattr(self, time.name) is not None
         }
         return Timeouts(**values)
+
+
+def milliseconds(seconds: float) -> int:
+    """As C and ZeroMQ take times: never 0, which means something else there."""
+    return max(1, round(seconds * 1000))
 
 
 LAN = Timeouts()

@@ -33,10 +33,6 @@ from collectives.messages import (
 
 log = logging.getLogger("collectives.agent")
 
-RECONNECT_MS = 50
-RECONNECT_MAX_MS = 1000
-KEEPALIVE_MS = 2000
-LINGER_MS = 300
 BATCH_MAX = 64
 QUEUE_MAX = 64
 
@@ -79,22 +75,24 @@ class Connection:
         sources: what to poll for reading: when one is ready, call `look` and `receive`.
     """
 
-    def __init__(self, url: str, peer: bytes) -> None:
+    def __init__(self, url: str, peer: bytes, timeouts: config.Timeouts) -> None:
         """Starts to connect. Raises OSError if the host has no address."""
         host, port = config.parse_url(url)
         numeric = config.resolve_host(host)
         self._url = url
         self._state = "no answer"
+        self._linger_ms = config.milliseconds(timeouts.linger)
+        keepalive_ms = config.milliseconds(timeouts.dead)
         self._socket: zmq.Socket[Any] = _context_of_this_process().socket(zmq.DEALER)
         self._socket.setsockopt(zmq.ROUTING_ID, identity(peer))
         self._socket.setsockopt(zmq.IPV6, 1 if ":" in numeric else 0)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.SNDHWM, QUEUE_MAX)
         self._socket.setsockopt(zmq.MAXMSGSIZE, MESSAGE_BYTES_MAX)
-        self._socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
-        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
-        self._socket.setsockopt(zmq.HEARTBEAT_IVL, KEEPALIVE_MS)
-        self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 5 * KEEPALIVE_MS)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, config.milliseconds(timeouts.beat / 4))
+        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, config.milliseconds(timeouts.ping))
+        self._socket.setsockopt(zmq.HEARTBEAT_IVL, keepalive_ms)
+        self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 5 * keepalive_ms)
         self._monitor: zmq.Socket[Any] = self._socket.get_monitor_socket(
             zmq.EVENT_CONNECTED
             | zmq.EVENT_HANDSHAKE_SUCCEEDED
@@ -173,4 +171,4 @@ class Connection:
         """Gives what was sent a moment to leave, in the background."""
         self._socket.disable_monitor()
         self._monitor.close(linger=0)
-        self._socket.close(linger=LINGER_MS)
+        self._socket.close(linger=self._linger_ms)

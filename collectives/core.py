@@ -5,14 +5,15 @@ Nothing is decided here. Every method may be called from any thread.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from collectives import messages
 from collectives._core import ffi, lib
-from collectives.config import Timeouts
+from collectives.config import Timeouts, milliseconds
 from collectives.errors import from_status
-from collectives.events import Event, Prepared, Ready, Sealed, Told
+from collectives.events import Event, Prepared, Ready, Sealed, Told, Waits
 
 _MESSAGE = int(lib.CC_MESSAGE_MAX)
 
@@ -23,12 +24,14 @@ def text(message: Any) -> str:
     return found.decode("utf-8", "replace")
 
 
-def milliseconds(seconds: float) -> int:
-    return max(1, round(seconds * 1000))
-
-
 class Context:
-    """A cc_context. `options` are fields of cc_options by name."""
+    """A cc_context. `options` are fields of cc_options by name.
+
+    Attributes:
+        run: names the run: a hash of its token, which is secret; "" before that is known.
+        on_failure: called with a status and an epoch when an operation has failed, by who waits for
+            it, and when this peer has been expelled, by who did it.
+    """
 
     def __init__(self, peer_id: bytes, timeouts: Timeouts, **options: Any) -> None:
         native = ffi.new("cc_options *")
@@ -39,6 +42,7 @@ class Context:
         native.timeouts.connect_ms = milliseconds(timeouts.connect)
         native.timeouts.linger_ms = milliseconds(timeouts.linger)
         native.timeouts.suspect_ms = milliseconds(timeouts.suspect_time)
+        native.timeouts.stalled_ms = milliseconds(timeouts.stalled)
         keep = []
         for name, value in options.items():
             if isinstance(value, str):
@@ -53,6 +57,8 @@ class Context:
             raise from_status(status, text(message))
         self.native = ffi.gc(out[0], lib.cc_context_free)
         self._event = ffi.new("cc_event *")
+        self.run = ""
+        self.on_failure: Callable[[int, int], None] = lambda status, epoch: None
 
     # ---- what the courier calls (collectives.events.Core) ------------------------------------
 
@@ -62,6 +68,7 @@ class Context:
         return text(out)
 
     def set_token(self, token: bytes) -> None:
+        self.run = hashlib.blake2b(token, digest_size=8, person=b"cc trace").hexdigest()
         lib.cc_context_set_token(self.native, token)
 
     def _members(self, members: Sequence[messages.Member]) -> Any:
@@ -137,6 +144,7 @@ class Context:
     def expel(self, group: int, status_name: str, reason: str) -> None:
         status = getattr(lib, f"CC_{status_name}")
         lib.cc_expel(self.native, group, status, reason.encode()[: _MESSAGE - 1])
+        self.on_failure(status, 0)
 
     def close_group(self, group: int) -> None:
         lib.cc_group_close(self.native, group)
@@ -152,6 +160,18 @@ class Context:
             return Ready(event.group, event.epoch)
         if event.kind == lib.CC_EVENT_TOLD:
             return Told(event.group, event.epoch)
+        if event.kind == lib.CC_EVENT_WAITS:
+            named = min(event.n_stragglers, int(lib.CC_STRAGGLERS_MAX))
+            return Waits(
+                group=event.group,
+                lane=event.lane,
+                sequence=event.sequence,
+                call=text(event.call),
+                seconds=event.waited_ns / 1e9,
+                late=event.stragglers[0].delay == lib.CC_LATE,
+                ranks=tuple(int(one.rank) for one in event.stragglers[0:named]),
+                count=event.n_stragglers,
+            )
         if event.kind == lib.CC_EVENT_PREPARED:
             return Prepared(
                 ok=event.status == lib.CC_OK,

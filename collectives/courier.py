@@ -24,17 +24,13 @@ from collectives.errors import (
     Evicted,
     Refused,
 )
-from collectives.events import Core, Link, Ready, Sealed, Told
+from collectives.events import Core, Link, Ready, Sealed, Told, Waits
 from collectives.joiner import Joiner
 from collectives.messages import NO_PEER, Epoch, Join, Member
 from collectives.openings import Openings
 from collectives.seat import Seat
 
 log = logging.getLogger("collectives.agent")
-
-REPORT_S = 0.5
-CARRY_S = 2.0  # reports of others: their agents most likely say the same, more often
-PING_S = 1.0
 
 
 class Courier:
@@ -45,7 +41,7 @@ class Courier:
         core: see `Core`. It must outlive the courier.
         url: of the coordinator, for messages.
         join: the JOIN to send; its address is what other peers dial.
-        timeouts: `connect` and `coordinator_lost` are used.
+        timeouts: those between peer and coordinator are used.
         resolve: makes the addresses of members numeric, or raises OSError.
         on_epoch: called after each installed record of the joined group.
 
@@ -63,7 +59,7 @@ class Courier:
         on_epoch: Callable[[Epoch], None] | None = None,
     ) -> None:
         self.root = Seat()
-        self.joiner = Joiner(core, join, resolve)
+        self.joiner = Joiner(core, join, resolve, timeouts.ping)
         self._core = core
         self._url = url
         self._join = join
@@ -71,9 +67,11 @@ class Courier:
         self._resolve = resolve
         self._on_epoch = on_epoch
         self._seats: dict[int, Seat] = {}
-        self._openings = Openings()
+        self._openings = Openings(timeouts.ping)
         self._link: Link | None = None
         self._started = self._heard_at = self._next_ping = 0.0
+        self._term = 0  # the coordinator's, the greatest heard as a member
+        self._stranger_to = ""  # what a coordinator said that does not know this peer
 
     # ---- for who drives it -----------------------------------------------------------------------
 
@@ -89,8 +87,9 @@ class Courier:
             times.append(self.joiner.tick(link, now))
         if now >= self._next_ping:
             if link.is_up:  # or they would only queue up
-                link.send(messages.Ping())
-            self._next_ping = now + PING_S
+                member_of = self.root.group if self.root.current else 0
+                link.send(messages.Ping(member_of, self._term))
+            self._next_ping = now + self._timeouts.ping
         times.append(self._next_ping)
         if self._openings:
             times.append(self._openings.tick(link, now))
@@ -112,10 +111,14 @@ class Courier:
 
     def take(self, message: messages.ToPeer, now: float) -> None:
         """Acts on a message of the coordinator, and on what the core made of it."""
+        if self.root.ended is not None or self._is_stale(message):
+            return
         self._heard_at = now
-        if self.root.ended is None:
+        if isinstance(message, messages.Unknown):
+            self._take_unknown(message)
+        else:
             self._act(message)
-            self.take_events(now)
+        self.take_events(now)
 
     def take_events(self, now: float) -> None:
         """Takes all events out of the core and acts on them at once."""
@@ -128,6 +131,8 @@ class Courier:
                     self._to.send(messages.Installed(event.group, event.epoch, True))
             elif isinstance(event, Told):
                 self._take_told(event.group)
+            elif isinstance(event, Waits):
+                self._warn(event)
             elif self.root.current is None:
                 self.joiner.take_prepared(self._to, event)
 
@@ -171,25 +176,27 @@ class Courier:
     # ---- time ------------------------------------------------------------------------------------
 
     def _report_again(self, seat: Seat, report: messages.Report, now: float) -> float:
-        lost_at = max(self._heard_at, seat.report_since) + self._timeouts.coordinator_lost
+        heard = 0.0 if seat.is_unknown else self._heard_at
+        lost_at = max(heard, seat.report_since) + self._timeouts.coordinator_lost
         if now >= lost_at:
+            why = f"said that {self._stranger_to}" if seat.is_unknown else "was not heard"
             self.fail(
                 CoordinatorLost(
-                    f"the coordinator at {self._url} was not heard for "
+                    f"the coordinator at {self._url} {why}, for "
                     f"{self._timeouts.coordinator_lost:g} s while a decision was outstanding; what "
                     "became of the open operations is unknown"
                 )
             )
         elif now >= seat.next_report:
             self._to.send(report)
-            seat.next_report = now + REPORT_S
+            seat.next_report = now + self._timeouts.repeat
         return min(seat.next_report, lost_at)
 
     def _carry_again(self, seat: Seat, now: float) -> float:
         if now >= seat.next_carried:
             for report in seat.carried.values():
                 self._to.send(report)
-            seat.next_carried = now + CARRY_S
+            seat.next_carried = now + self._timeouts.carry_time
         return seat.next_carried
 
     def _look_for_coordinator(self, now: float) -> float:
@@ -206,11 +213,11 @@ class Courier:
     def _take_report(self, report: messages.Report, now: float) -> None:
         seat = self._seats.get(report.group)
         if report.of != NO_PEER:
-            if seat and seat.carry(report, now, CARRY_S):
+            if seat and seat.carry(report, now, self._timeouts.carry_time):
                 self._to.send(report)
             return
         known = seat.report if seat else None
-        if seat and seat.take_report(report, now, REPORT_S):
+        if seat and seat.take_report(report, now, self._timeouts.repeat):
             self._to.send(report)
             if report != known:
                 self._tell(seat, logs.report_text, report, seat.current)
@@ -222,9 +229,23 @@ class Courier:
             return
         record = self._core.record(seat.current)
         if record is not None and record.epoch > seat.current.epoch:
-            self._take_installed(seat, record)
+            assert seat.published is not None
+            staying = {member.id for member in record.members}
+            named = tuple(m for m in seat.published.members if m.id in staying)
+            self._take_installed(seat, record, replace(record, members=named))
 
     # ---- from the coordinator --------------------------------------------------------------------
+
+    def _is_stale(self, message: messages.ToPeer) -> bool:
+        """Whether this is of a coordinator that another one has followed: it may not know what
+        that one decided. Who is no member yet has no decision to lose, and takes what there is."""
+        if not isinstance(message, messages.Word):
+            return False
+        if self.root.current is not None and message.term < self._term:
+            log.debug("ignored %s of term %d", message.TYPE, message.term)
+            return True
+        self._term = message.term
+        return False
 
     def _act(self, message: messages.ToPeer) -> None:
         if isinstance(message, messages.Welcome):
@@ -243,6 +264,7 @@ class Courier:
         elif isinstance(message, (messages.Seal, messages.Evicted, messages.Pending)):
             seat = self._seats.get(message.group)
             if seat is not None:
+                seat.is_unknown = False
                 self._take_for(seat, message)
             elif isinstance(message, messages.Seal):
                 self._take_foreign(message.group)
@@ -274,6 +296,7 @@ class Courier:
         if seat is None:
             self._take_foreign(message.group)
             return
+        seat.is_unknown = False
         if seat.current is not None and message.epoch <= seat.current.epoch:
             # The coordinator did not hear that it is installed.
             self._to.send(messages.Installed(message.group, seat.current.epoch, False))
@@ -284,10 +307,10 @@ class Courier:
         except (OSError, ValueError, CollectivesError) as error:
             self._cannot_install(seat, message, error)
             return
-        self._take_installed(seat, record)
+        self._take_installed(seat, record, message)
 
-    def _take_installed(self, seat: Seat, record: Epoch) -> None:
-        before = seat.current
+    def _take_installed(self, seat: Seat, record: Epoch, published: Epoch) -> None:
+        before, seat.published = seat.current, published
         seat.take_record(record)
         self._to.send(messages.Installed(record.group, record.epoch, False))
         self._tell(seat, logs.epoch_text, record, before, self._join.id)
@@ -312,8 +335,36 @@ class Courier:
 
     def _tell(self, seat: Seat, text: Callable[..., str], *about: object) -> None:
         if log.isEnabledFor(logging.INFO):
-            name = repr(self._join.group) if seat is self.root else str(seat.group)
-            log.info("group %s: %s", name, text(*about))
+            log.info("%s: %s", self._name(seat), text(*about))
+
+    def _take_unknown(self, message: messages.Unknown) -> None:
+        """The coordinator does not know this member: it has lost, or never had, what the one had
+        that this peer joined. Until that is repaired nothing can be decided."""
+        seat, welcome = self._seats.get(message.group), self.joiner.welcome
+        if seat is None or seat.current is None or welcome is None:
+            return
+        if message.reason != self._stranger_to:
+            log.warning("the coordinator at %s: %s", self._url, message.reason)
+            self._stranger_to = message.reason
+        seat.is_unknown |= not message.recover
+        for each in self._seats.values() if message.recover else ():  # the first is the root
+            if each.published is not None:
+                is_subgroup = each is not self.root
+                about = self._term, welcome.token, is_subgroup, self._join
+                self._to.send(messages.Claim(*about, each.published))
+
+    def _warn(self, event: Waits) -> None:
+        seat = self._seats.get(event.group)
+        if seat is None or seat.current is None:
+            return
+        named = [member for member in seat.current.members if member.rank in event.ranks]
+        text = logs.waits_text(
+            event.call, event.sequence, event.seconds, named, event.count, event.late
+        )
+        log.warning("%s: %s", self._name(seat), text)
+
+    def _name(self, seat: Seat) -> str:
+        return f"group {self._join.group!r}" if seat is self.root else f"group {seat.group}"
 
     # ---- subgroups -------------------------------------------------------------------------------
 

@@ -73,7 +73,8 @@ class GroupTooSmall(CollectivesError):
 
 
 class OutcomeUnknown(CollectivesError):
-    """Nothing could be decided: other members may have the result, or may not."""
+    """Nothing could be decided, or the coordinator lost what it had decided (``--recover``): other
+    members may have the result, or may not."""
 
 
 class CoordinatorLost(OutcomeUnknown):

@@ -49,7 +49,23 @@ class Told:
     epoch: int
 
 
-Event = Sealed | Ready | Prepared | Told
+@dataclass(frozen=True)
+class Waits:
+    """An operation has not moved for a long time: `call` in words, and the ranks that it waits for.
+    They are `late`, that is they have not called it, or else stalled. There may be more than are
+    named: `count` of them."""
+
+    group: int
+    lane: int
+    sequence: int
+    call: str
+    seconds: float
+    late: bool
+    ranks: tuple[int, ...]
+    count: int
+
+
+Event = Sealed | Ready | Prepared | Told | Waits
 
 
 class Core(Protocol):

@@ -15,23 +15,27 @@ from collectives.messages import NO_PEER, Join, Member, Welcome
 
 log = logging.getLogger("collectives.agent")
 
-JOIN_S = 1.0
-
 
 class Joiner:
     """One peer's way into the group of its JOIN.
 
     Args:
         resolve: makes the addresses of members numeric, or raises OSError.
+        repeat_s: the JOIN is said this often.
     """
 
     def __init__(
-        self, core: Core, join: Join, resolve: Callable[[Sequence[Member]], list[Member]]
+        self,
+        core: Core,
+        join: Join,
+        resolve: Callable[[Sequence[Member]], list[Member]],
+        repeat_s: float,
     ) -> None:
         self.welcome: Welcome | None = None
         self._core = core
         self._join = join
         self._resolve = resolve
+        self._repeat_s = repeat_s
         self._preparing: Welcome | None = None
         self._prepared: messages.Prepared | None = None  # what was said of the last good one
         self._next_join = 0.0
@@ -44,7 +48,7 @@ class Joiner:
         """Sends the JOIN if it is time to, and returns when it will be again."""
         if now >= self._next_join:
             link.send(self._join)
-            self._next_join = now + JOIN_S
+            self._next_join = now + self._repeat_s
         return self._next_join
 
     def take_welcome(self, link: Link, message: Welcome) -> None:
@@ -53,9 +57,12 @@ class Joiner:
             self._prepared = None  # another coordinator, which counts its own rounds
         if self.welcome is None or self.welcome.waiting != message.waiting:
             log.info("%s", logs.waiting_text(message, self._join))
-        self.welcome = message
-        if not message.members or self._preparing is not None:
-            return  # the next WELCOME comes within a second, or with the next epoch
+        before, self.welcome = self._preparing, message
+        if before is not None and (before.token, before.round) == (message.token, message.round):
+            return
+        self._preparing = None  # an earlier round's: whom it waits for may be gone
+        if not message.members:
+            return  # the next WELCOME comes with the next JOIN, or with the next epoch
         if self._prepared is not None and self._prepared.round == message.round:
             link.send(self._prepared)
             return
@@ -67,11 +74,7 @@ class Joiner:
 
     def take_prepared(self, link: Link, event: Prepared) -> None:
         about, self._preparing = self._preparing, None
-        latest = self.welcome
-        if about is None or latest is None:
-            return
-        if (latest.token, latest.round) != (about.token, about.round):
-            self.take_welcome(link, latest)
+        if about is None:
             return
         said = messages.Prepared(
             group=about.group,

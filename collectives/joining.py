@@ -23,6 +23,7 @@ from collectives.config import (
 from collectives.core import Context
 from collectives.errors import CollectivesError, CoordinatorUnreachable
 from collectives.settings import Settings
+from collectives.trace import Recorder
 from collectives.work import timeout_ms
 
 _LOOPBACK = "lo"  # Linux's name of that interface
@@ -119,6 +120,8 @@ def connect(
     congestion: str | None = None,
     send_buffer_bytes: int | None = None,
     receive_buffer_bytes: int | None = None,
+    trace: int | None = None,
+    trace_dir: str | None = None,
     io_max_bytes: int = 0,
     insecure: bool = False,
     on_epoch: Callable[[int], None] | None = None,
@@ -129,7 +132,7 @@ def connect(
 
     Args:
         coordinator: its URL, ``"cc://host:29400"``. This, timeouts, interface and from transport to
-            receive_buffer_bytes are by default what the environment says: docs/settings.md.
+            trace_dir are by default what the environment says: docs/settings.md.
         group: the group's name. Its first peer fixes size, min_size, streams and segment_bytes.
         size: how many peers form the group.
         min_size: with fewer members left, operations raise `GroupTooSmall`.
@@ -147,6 +150,8 @@ def connect(
         segment_bytes: payload of one frame, a multiple of 64 up to 1 MiB.
         congestion: TCP congestion control of the links; by default chosen per link.
         send_buffer_bytes, receive_buffer_bytes: of each socket; 0 stands for the system's default.
+        trace: how many events the flight recorder keeps, see `Communicator.trace`; 0: none.
+        trace_dir: a folder for a trace of each failure; by default none is written.
         io_max_bytes: for tests: no read or write moves more than this; 0: no limit.
         insecure: allow addresses other than loopback though the run has no key.
         on_epoch: called with each new epoch's number, by the agent's thread.
@@ -165,6 +170,8 @@ def connect(
         congestion=congestion,
         send_buffer_bytes=send_buffer_bytes,
         receive_buffer_bytes=receive_buffer_bytes,
+        trace=trace,
+        trace_dir=trace_dir,
     )
     logs.attach(settings.log)
     url, times = settings.coordinator, settings.timeouts
@@ -180,6 +187,7 @@ def connect(
         "send_buffer_bytes": settings.send_buffer_bytes,
         "receive_buffer_bytes": settings.receive_buffer_bytes,
         "io_max_bytes": io_max_bytes,
+        "trace_events": settings.trace,
         "advertise": _numeric_advertise(advertise),
         "bind_address": _bind_address(bind, advertise, url, insecure, settings.interface),
         **agreed,
@@ -204,6 +212,8 @@ def connect(
     )
     callback = None if on_epoch is None else lambda record: on_epoch(record.epoch)
     agent = Agent(context, url, join, times, callback)
+    if settings.trace_dir is not None:
+        context.on_failure = Recorder(context, agent.root, peer, settings.trace_dir)
     try:
         messages.encode(join)
         agent.start()

@@ -95,6 +95,25 @@ def report_text(report: Report, record: Epoch) -> str:
     return f"{text}; {report.detail}" if report.detail else text
 
 
+def waits_text(
+    call: str, sequence: int, seconds: float, waits_for: list[Member], count: int, late: bool
+) -> str:
+    """An operation that does not move, and the members that it waits for, of `count` in all."""
+    names = [f"rank {m.rank} ({m.name!r})" if m.name else f"rank {m.rank}" for m in waits_for]
+    text = stragglers_text(names, count, late)
+    return f"operation {sequence}, {call}, has waited {seconds:.0f} s for {text}"
+
+
+def stragglers_text(names: list[str], count: int, late: bool) -> str:
+    """Who they are, of `count` in all, and why they are waited for."""
+    named = ", ".join(names[:_TOLD_MAX])
+    more = count - min(len(names), _TOLD_MAX)
+    which = "has not called it yet" if late else "called it and does not move"
+    if count > 1:
+        which = "have not called it yet" if late else "called it and do not move"
+    return named + (f" and {more} more" if more else "") + f", which {which}"
+
+
 def message_text(message: Message) -> str:
     """A message in a line: its numbers and texts, and how long its lists are. Bytes are left out:
     they are ids, and the secret of the run."""

@@ -1,9 +1,9 @@
 """The control messages between peers and coordinator (docs/protocol.md, section 7).
 
-Each message is a frozen dataclass. Its field types say everything that can be said about a field by
-itself: the kind of value, its range, its length. The `codec` module makes the checks of them, so
-that a field cannot be sent and not checked. On the wire a message
-is one msgpack map, `type` and the fields by name; a record inside it is an array in field order.
+Each message is a frozen dataclass. Its field types (`fields`) say everything that can be said about
+a field by itself: the kind of value, its range, its length. The `codec` module makes the checks of
+them, so that a field cannot be sent and not checked. On the wire a message is one msgpack map,
+`type` and the fields by name; a record inside it is an array in field order.
 
 `decode` takes bytes from anyone. It either returns a message that is valid in all its parts or
 raises `ProtocolError`; it never allocates more than a small multiple of the bytes it was given.
@@ -11,139 +11,95 @@ raises `ProtocolError`; it never allocates more than a small multiple of the byt
 
 from __future__ import annotations
 
-import dataclasses
-import enum
 import typing
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
 
 import msgpack
 
-from collectives import config
-from collectives.codec import Where, Within, build, distinct, short, to_plain
+from collectives.codec import Within, build, by_name, distinct, short, unpack
 from collectives.errors import ProtocolError
+from collectives.fields import (
+    CALLS_MAX,
+    EVIDENCE_MAX,
+    ID_BYTES,
+    LANES_MAX,
+    MEMBERS_MAX,
+    MESSAGE_BYTES_MAX,
+    NO_PEER,
+    U32,
+    U64,
+    WANT_JOIN,
+    WANT_LEAVE,
+    Address,
+    Call,
+    Cause,
+    EpochNumber,
+    Evidence,
+    EvidenceKind,
+    GroupName,
+    GroupNumber,
+    Id,
+    LaneReport,
+    Member,
+    Name,
+    Outcome,
+    PeerId,
+    Rank,
+    Reason,
+    SegmentBytes,
+    Size,
+    Streams,
+    Term,
+    Token,
+    Version,
+    Wants,
+)
+
+__all__ = [
+    "ID_BYTES",
+    "MEMBERS_MAX",
+    "MESSAGE_BYTES_MAX",
+    "NO_PEER",
+    "PROTOCOL_VERSION",
+    "WANT_JOIN",
+    "WANT_LEAVE",
+    "Bye",
+    "Call",
+    "Cause",
+    "Claim",
+    "Epoch",
+    "Evicted",
+    "Evidence",
+    "EvidenceKind",
+    "ForeignJoin",
+    "Installed",
+    "Join",
+    "LaneReport",
+    "Member",
+    "Message",
+    "Opened",
+    "Outcome",
+    "Pending",
+    "Ping",
+    "Pong",
+    "Prepared",
+    "Refused",
+    "Report",
+    "Seal",
+    "Subgroup",
+    "ToCoordinator",
+    "ToPeer",
+    "Unknown",
+    "Welcome",
+    "Word",
+    "decode",
+    "encode",
+    "identity",
+    "peer_of",
+]
 
 PROTOCOL_VERSION = 1
-ID_BYTES = 16
-NO_PEER = bytes(ID_BYTES)
-MEMBERS_MAX = 1024
-LANES_MAX = 16
-EVIDENCE_MAX = 64
-CALLS_MAX = 1024
-NAME_CHARS_MAX = 128
-REASON_CHARS_MAX = 1024
-ADDRESS_CHARS_MAX = 262
-MESSAGE_BYTES_MAX = 1 << 20
-
-
-class Cause(enum.IntEnum):
-    """Why an epoch was sealed, or formed; the numbers are those of cc_cause."""
-
-    FORMED = 1
-    BOUNDARY = 2
-    LOST = 3
-    LINK = 4
-    DEADLINE = 5
-    MISMATCH = 6
-
-
-class EvidenceKind(enum.IntEnum):
-    """What speaks against a peer; the numbers are those of cc_evidence_kind."""
-
-    CLOSED = 1
-    REFUSED = 2
-    SILENT = 3
-    GOODBYE = 4
-    PROTOCOL = 5
-
-
-WANT_JOIN = 1
-WANT_LEAVE = 2
-
-
-# ---- what a field may be ------------------------------------------------------------------------
-
-
-def _is_address(value: str) -> bool:
-    try:
-        return config.parse_address(value)[1] > 0
-    except ValueError:
-        return False
-
-
-_PRINTABLE = Where("printable", str.isprintable)
-
-U32 = Annotated[int, Within(0, 2**32 - 1)]
-U64 = Annotated[int, Within(0, 2**64 - 1)]
-Version = Annotated[int, Within(0, 2**32 - 1)]
-GroupNumber = Annotated[int, Within(1, 2**32 - 1)]
-EpochNumber = Annotated[int, Within(1, 2**64 - 1)]
-Lane = Annotated[int, Within(0, LANES_MAX - 1)]
-Rank = Annotated[int, Within(0, MEMBERS_MAX - 1)]
-Size = Annotated[int, Within(1, MEMBERS_MAX)]
-Wants = Annotated[int, Within(0, WANT_JOIN | WANT_LEAVE)]
-Id = Annotated[bytes, Within(ID_BYTES, ID_BYTES)]
-PeerId = Annotated[Id, Where("not zero", any)]
-Token = Annotated[bytes, Within(16, 16)]
-Name = Annotated[str, Within(0, NAME_CHARS_MAX), _PRINTABLE]
-GroupName = Annotated[str, Within(1, NAME_CHARS_MAX), _PRINTABLE]
-Reason = Annotated[str, Within(0, REASON_CHARS_MAX)]
-Address = Annotated[str, Within(3, ADDRESS_CHARS_MAX), Where("host:port", _is_address)]
-Streams = Annotated[int, Within(1, 16)]
-SegmentBytes = Annotated[int, Within(64, 1 << 20), Where("a multiple of 64", lambda n: n % 64 == 0)]
-
-
-# ---- records inside messages ---------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Member:
-    """One member of an epoch."""
-
-    id: PeerId
-    rank: Rank
-    serial: U32
-    host: U64
-    address: Address
-    name: Name
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a lane's operations: see cc_outcome."""
-
-    lane: Lane
-    committed: U64
-    failed: U64
-    posted: U64
-
-
-@dataclass(frozen=True)
-class LaneReport:
-    """A lane's frozen watermarks: see cc_lane_report."""
-
-    lane: Lane
-    committed: U64
-    done: U64
-    posted: U64
-
-
-@dataclass(frozen=True)
-class Call:
-    """An open operation of the sealed epoch; `what` is a hash of kind, dtype, count and so on."""
-
-    lane: Lane
-    sequence: U64
-    what: U64
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """Something that speaks against a peer."""
-
-    peer: PeerId
-    kind: EvidenceKind
-
 
 # ---- from a peer to the coordinator --------------------------------------------------------------
 
@@ -210,8 +166,8 @@ class Report:
     def check(self) -> None:
         distinct("lanes", [lane.lane for lane in self.lanes])
         distinct("calls", [(call.lane, call.sequence) for call in self.calls])
-        if self.cause is Cause.FORMED:
-            raise ProtocolError("cause: a report cannot say that a group was formed")
+        if self.cause in (Cause.FORMED, Cause.RECOVERED):
+            raise ProtocolError("cause: why a group was formed is for the coordinator to say")
 
 
 @dataclass(frozen=True)
@@ -226,9 +182,11 @@ class Installed:
 
 @dataclass(frozen=True)
 class Ping:
-    """I am there."""
+    """I am there; a member of this group, if it is not 0, and have heard this term."""
 
     TYPE: ClassVar[str] = "ping"
+    group: U32 = 0
+    term: Term = 0
 
 
 @dataclass(frozen=True)
@@ -246,6 +204,26 @@ class Subgroup:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """You do not know this group: I am a member by this record, the last that I have installed.
+    `term` is the greatest that I have heard, `join` what I once joined the first group with."""
+
+    TYPE: ClassVar[str] = "claim"
+    term: Term
+    token: Token
+    is_subgroup: bool
+    join: Join
+    record: Epoch
+
+    def check(self) -> None:
+        if all(member.id != self.join.id for member in self.record.members):
+            raise ProtocolError("record: who claims to be a member is none by it")
+        numbers = [self.record.group, *(member.serial for member in self.record.members)]
+        if max(numbers) >= 1 << 31 or self.record.epoch >= 1 << 63:
+            raise ProtocolError("record: numbers so great that none may be left")
+
+
+@dataclass(frozen=True)
 class Bye:
     """I close this group, or 0: I am in no group any more."""
 
@@ -257,7 +235,15 @@ class Bye:
 
 
 @dataclass(frozen=True)
-class Welcome:
+class Word:
+    """What a peer acts by carries the coordinator's term, which rises with each of its starts: a
+    member ignores a lower one than it has heard. What is said is the same in any term."""
+
+    term: Term = field(default=0, kw_only=True, compare=False)
+
+
+@dataclass(frozen=True)
+class Welcome(Word):
     """You wait for this group. `members` are to be prepared for: those of the present epoch, or, if
     `epoch` is 0 or the group forms anew, those who will form it; there are none while fewer than
     `size` wait. `round` rises with every change of `members`."""
@@ -284,7 +270,7 @@ class Refused:
 
 
 @dataclass(frozen=True)
-class Pending:
+class Pending(Word):
     """So many joiners are ready to be admitted."""
 
     TYPE: ClassVar[str] = "pending"
@@ -293,7 +279,7 @@ class Pending:
 
 
 @dataclass(frozen=True)
-class Epoch:
+class Epoch(Word):
     """An epoch, and what became of the operations of the one before: see cc_epoch."""
 
     TYPE: ClassVar[str] = "epoch"
@@ -322,7 +308,7 @@ class Epoch:
 
 
 @dataclass(frozen=True)
-class Opened:
+class Opened(Word):
     """The subgroup of this key has this number, and its first EPOCH follows; or 0: it cannot be."""
 
     TYPE: ClassVar[str] = "opened"
@@ -332,7 +318,7 @@ class Opened:
 
 
 @dataclass(frozen=True)
-class Seal:
+class Seal(Word):
     """This epoch is being closed: report on it, even without evidence of your own."""
 
     TYPE: ClassVar[str] = "seal"
@@ -341,7 +327,7 @@ class Seal:
 
 
 @dataclass(frozen=True)
-class Evicted:
+class Evicted(Word):
     """You are not a member any more since `epoch`; `left`: because you asked to leave."""
 
     TYPE: ClassVar[str] = "evicted"
@@ -352,21 +338,32 @@ class Evicted:
 
 
 @dataclass(frozen=True)
-class Pong:
+class Pong(Word):
     """I am there too."""
 
     TYPE: ClassVar[str] = "pong"
 
 
-ToCoordinator = Join | ForeignJoin | Prepared | Report | Installed | Subgroup | Ping | Bye
-ToPeer = Welcome | Refused | Pending | Epoch | Opened | Seal | Evicted | Pong
+@dataclass(frozen=True)
+class Unknown:
+    """You are no member of this group as far as I know, and I evict nobody whom I do not know.
+    `recover`: say CLAIM for all your groups, so that I do."""
+
+    TYPE: ClassVar[str] = "unknown"
+    group: GroupNumber
+    recover: bool
+    reason: Reason
+
+
+ToCoordinator = Join | ForeignJoin | Prepared | Report | Installed | Subgroup | Ping | Claim | Bye
+ToPeer = Welcome | Refused | Pending | Epoch | Opened | Seal | Evicted | Pong | Unknown
 Message = ToCoordinator | ToPeer
 
 _TYPES: dict[str, type] = {
     cls.TYPE: cls
     for cls in (
-        *(Join, Prepared, Report, Installed, Subgroup, Ping, Bye),
-        *(Welcome, Refused, Pending, Epoch, Opened, Seal, Evicted, Pong),
+        *(Join, Prepared, Report, Installed, Subgroup, Ping, Claim, Bye),
+        *(Welcome, Refused, Pending, Epoch, Opened, Seal, Evicted, Pong, Unknown),
     )
 }
 
@@ -390,12 +387,8 @@ def encode(message: Message) -> bytes:
     cls = type(message)
     if _TYPES.get(cls.TYPE) is not cls:
         raise ValueError(f"{cls.__name__} is never sent")
-    plain: dict[str, Any] = {"type": cls.TYPE}
-    for field in dataclasses.fields(message):
-        value = getattr(message, field.name)
-        plain[field.name] = [to_plain(v) for v in value] if type(value) is tuple else value
     try:
-        build(cls, {name: value for name, value in plain.items() if name != "type"})
+        plain = {"type": cls.TYPE, **by_name(message)}
     except ProtocolError as error:
         raise ValueError(f"a {cls.TYPE} message cannot be sent: {error}") from None
     return bytes(msgpack.packb(plain))
@@ -406,20 +399,7 @@ def decode(data: bytes) -> Message:
     exactly one valid message. A JOIN of another version comes back as `ForeignJoin`."""
     if len(data) > MESSAGE_BYTES_MAX:
         raise ProtocolError(f"a message of {len(data)} bytes is longer than any may be")
-    try:
-        plain = msgpack.unpackb(
-            data,
-            raw=False,
-            use_list=True,
-            strict_map_key=True,
-            object_pairs_hook=_map,
-            # The unpacker allocates what an array's header claims, at every level of nesting.
-            max_array_len=MEMBERS_MAX,
-            max_map_len=64,
-            max_ext_len=0,
-        )
-    except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
-        raise ProtocolError(f"not msgpack: {error}") from None
+    plain = unpack(data, MEMBERS_MAX)
     if type(plain) is not dict:
         raise ProtocolError("not a map")
     kind = plain.pop("type", None)
@@ -429,10 +409,3 @@ def decode(data: bytes) -> Message:
     if kind == Join.TYPE and type(version) is int and version != PROTOCOL_VERSION:
         return typing.cast(Message, build(ForeignJoin, {"version": version}))
     return typing.cast(Message, build(_TYPES[kind], plain))
-
-
-def _map(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ProtocolError("a field appears twice")
-    return found

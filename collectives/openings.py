@@ -7,11 +7,12 @@ from collectives.events import Link
 from collectives.messages import Opened, Subgroup
 from collectives.seat import Seat
 
-OPEN_S = 1.0
-
 
 class Openings:
-    def __init__(self) -> None:
+    """`repeat_s`: each is asked for this often."""
+
+    def __init__(self, repeat_s: float) -> None:
+        self._repeat_s = repeat_s
         self._asked: dict[bytes, tuple[Seat, Subgroup]] = {}
         self._next = 0.0
 
@@ -32,7 +33,7 @@ class Openings:
         if now >= self._next:
             for _, request in self._asked.values():
                 link.send(request)
-            self._next = now + OPEN_S
+            self._next = now + self._repeat_s
         return self._next
 
     def take(self, message: Opened) -> Seat | None:

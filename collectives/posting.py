@@ -199,7 +199,8 @@ class Posting:
     def _work(
         self, handle: Any, name: str, given: Buffer | None, target: Buffer | Parts | None
     ) -> Work:
-        work = Work(handle, name, given, target, self._open.discard)
+        failed = self._context.on_failure
+        work = Work(handle, name, given, target, self._open.discard, failed)
         self._open.add(work)
         self._prune()
         return work

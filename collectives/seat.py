@@ -13,7 +13,7 @@ from collections.abc import Callable
 from collectives.errors import CollectivesError, TimedOut
 from collectives.messages import Cause, Epoch, Report
 
-WAIT_SLICE_S = 0.1  # so that Ctrl-C is noticed
+WAIT_SLICE_S = 0.1  # so that Ctrl-C is noticed: a matter of this process, not of the protocol
 
 
 class Seat:
@@ -34,6 +34,8 @@ class Seat:
         self.current: Epoch | None = None
         self.pending = 0
         self.ended: CollectivesError | None = None
+        self.published: Epoch | None = None  # `current` as it came, with names of hosts
+        self.is_unknown = False  # to the coordinator that was heard last
         self.report: Report | None = None  # sent again until it is answered by a record
         self.carried: dict[bytes, Report] = {}  # those of other members, likewise
         self.report_since = self.next_report = self.next_carried = 0.0

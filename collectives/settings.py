@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from collectives.config import DEFAULT_PORT, LAN, PRESETS, Timeouts, parse_url
+from collectives.config import DEFAULT_PORT, LAN, PRESETS, WAN, Timeouts, parse_url
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 BUFFER_BYTES_MAX = 1 << 30
@@ -72,6 +72,12 @@ def _name(what: str) -> Kind:
     )
 
 
+_FOLDER = Kind(
+    str,
+    "the path of a folder",
+    str,
+    lambda path: path.isprintable() and path.strip() == path and 0 < len(path) < 4096,
+)
 _URL = Kind(
     type=str,
     allowed=f"a URL, cc://host:{DEFAULT_PORT}",
@@ -114,7 +120,7 @@ class Settings:
     )
     transport: str = _row(_choice("tcp"), "tcp", "What carries the data between peers.")
     timeouts: Timeouts = _row(  # noqa: RUF009 (a field, as the others)
-        _TIMEOUTS, LAN, "How long to wait for what: wan is five times as long as lan.", "lan"
+        _TIMEOUTS, LAN, "How long to wait for what: see below.", "lan"
     )
     interface: str | None = _row(
         _name("the name of a network interface"),
@@ -140,6 +146,17 @@ class Settings:
         0,
         "Receive buffer of each socket. With a few KiB TCP can come to a stand.",
         "0: the system's",
+    )
+    trace: int = _row(
+        _whole(0, 1 << 20),
+        16384,
+        "Events that the flight recorder keeps, up to a power of two; 64 bytes each. 0: none.",
+    )
+    trace_dir: str | None = _row(
+        _FOLDER,
+        None,
+        "Where a trace is written when an operation fails or this peer is evicted: docs/trace.md.",
+        "nowhere",
     )
     from_variables: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)
     """The fields that a variable has set. Not a setting itself."""
@@ -233,6 +250,19 @@ over the defaults. An empty variable counts as not set; a wrong one is an error 
 |---|---|---|---|
 """
 
+_TIMES = """
+## Timeouts
+
+`LAN` is for peers in one machine room, `WAN` for peers at different places: everything takes five
+times as long. `dataclasses.replace(LAN, dead=5.0)` changes one time, `LAN.scaled(2)` all. In
+seconds; in brackets, what is not set and follows from another. All times of the protocol are these
+or follow from them. What else there is concerns the machine itself: how long to spin before
+sleeping, when to give memory back, how soon a Ctrl-C is noticed.
+
+| field | lan | wan | what it is |
+|---|---|---|---|
+"""
+
 
 def page() -> str:
     """The text of docs/settings.md."""
@@ -241,4 +271,15 @@ def page() -> str:
         f"| {row.metadata['doc']} |\n"
         for row in rows()
     ]
-    return _INTRO + "".join(lines)
+    times = [
+        f"| `{time.name}` | {_seconds(LAN, time.name)} | {_seconds(WAN, time.name)} "
+        f"| {time.metadata['doc']} |\n"
+        for time in dataclasses.fields(Timeouts)
+    ]
+    return _INTRO + "".join(lines) + _TIMES + "".join(times)
+
+
+def _seconds(times: Timeouts, name: str) -> str:
+    """A time; of one that follows from another unless it is set, what that comes to."""
+    value = getattr(times, name)
+    return f"({getattr(times, name + '_time'):g})" if value is None else f"{value:g}"

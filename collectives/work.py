@@ -10,12 +10,14 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
+from collectives import logs
 from collectives._core import ffi, lib
 from collectives.buffers import Buffer, Parts
 from collectives.core import text
 from collectives.errors import TimedOut, from_status
+from collectives.messages import MEMBERS_MAX
 
-SLICE_MS = 50  # of waiting in C, so that Ctrl-C is noticed
+SLICE_MS = 50  # of waiting in C, so that Ctrl-C is noticed: not of the protocol
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ class Work:
     """
 
     __slots__ = (
-        *("__weakref__", "_finished", "_given", "_handle", "_name", "_target", "_undelivered"),
+        *("__weakref__", "_failed", "_finished", "_given", "_handle", "_name", "_target"),
+        "_undelivered",
     )
 
     def __init__(
@@ -72,12 +75,14 @@ class Work:
         given: Buffer | None,
         target: Buffer | Parts | None,
         finished: Callable[[Work], None],
+        failed: Callable[[int, int], None],
     ) -> None:
         self._handle = ffi.gc(handle, lib.cc_work_free)
         self._name = name
         self._given = given  # kept alive, as the core may read it
         self._target = target
         self._finished = finished
+        self._failed = failed
         self._undelivered = threading.Lock() if target is not None and target.is_copy else None
 
     @property
@@ -94,7 +99,8 @@ class Work:
                 argument.)
 
         Raises:
-            TimedOut: the time is over and the operation is still under way.
+            TimedOut: the time is over and the operation is still under way; whom it waits for, if
+                that is known.
             PeerLost, GroupTooSmall, Mismatch, Evicted, OutcomeUnknown, Closed: it failed.
         """
         handle, cc_wait, pending = self._handle, lib.cc_wait, lib.CC_PENDING
@@ -106,7 +112,9 @@ class Work:
             end = time.monotonic() + timeout
             while (status := cc_wait(handle, _slice(end))) == pending:
                 if time.monotonic() >= end:
-                    raise TimedOut(f"{self._name} is not complete after {timeout:g} s; it goes on")
+                    raise TimedOut(
+                        f"{self._name} is not complete after {timeout:g} s{self._why()}; it goes on"
+                    )
         return self._complete(status)
 
     def _complete(self, status: int) -> Any:
@@ -114,6 +122,7 @@ class Work:
         if status == lib.CC_OK:
             return self._deliver()
         native = self._native_info()
+        self._failed(status, int(native.epoch))
         raise from_status(
             status,
             text(native.message),
@@ -132,6 +141,28 @@ class Work:
                     self._target.deliver()
                     self._undelivered = None
         return self._target.array
+
+    def waits_for(self) -> dict[int, str]:
+        """The ranks that the operation waits for, as far as this peer knows, each "late": it has
+        not called it, or an earlier operation of the lane; or "stalled": it has called it, and
+        neither sends what this peer waits for nor is done with its own part.
+
+        While some are late, the others wait for these as well and are not named. Who is late is
+        known once nothing has moved for `Timeouts.suspect` and a few beats, who is stalled after
+        `Timeouts.stalled`; before that, for sends and receives, and once it is `done`, the result
+        is empty. Does not wait."""
+        native = ffi.new("cc_straggler[]", MEMBERS_MAX)
+        count = lib.cc_work_stragglers(self._handle, native, MEMBERS_MAX)
+        words = {lib.CC_LATE: "late", lib.CC_STALLED: "stalled"}
+        return {int(one.rank): words[one.delay] for one in native[0:count]}
+
+    def _why(self) -> str:
+        """Whom it waits for, to follow what it did not do."""
+        found = self.waits_for()
+        if not found:
+            return ""
+        ranks = [f"rank {rank}" for rank in found]
+        return f", waiting for {logs.stragglers_text(ranks, len(ranks), 'late' in found.values())}"
 
     def _native_info(self) -> Any:
         native = ffi.new("cc_info *")

@@ -18,6 +18,7 @@ void cc_options_default(cc_options *options) {
         .streams = 2,
         .segment_bytes = 512u << 10,
         .timeouts = {.beat_ms = 200, .dead_ms = 2000, .connect_ms = 5000, .linger_ms = 1000},
+        .trace_events = 16384,
     };
 }
 
@@ -29,6 +30,7 @@ static const char *bad_option(const cc_options *options) {
         return "segment_bytes must be a multiple of 64 between 64 and 1 MiB";
     if (options->port_first > options->port_last)
         return "the port range must not end before it starts";
+    if (options->trace_events > CC_TRACE_EVENTS_MAX) return "trace_events must be at most 1048576";
     const cc_timeouts *t = &options->timeouts;
     if (t->beat_ms < 1 || t->dead_ms <= t->beat_ms || t->connect_ms < 1)
         return "timeouts must be positive, and dead longer than beat";
@@ -50,6 +52,7 @@ static void unref(cc_context *context) {
     pthread_mutex_destroy(&context->lock);
     pthread_cond_destroy(&context->changed);
     pthread_cond_destroy(&context->work_due);
+    cc__trace_close(context->links.trace);
     free(context);
 }
 
@@ -83,6 +86,11 @@ cc_status cc_context_open(const cc_options *options, cc_context **out, char *mes
     context->gauged_ns = CC__NEVER;
     context->next_ns = cc__now(&context->clock);
     cc__links_start(&context->links, context->transport, options);
+    if (options->trace_events) context->links.trace = cc__trace_open(options->trace_events);
+    if (options->trace_events && context->links.trace == NULL) {
+        status = say(message, CC_NO_MEMORY, "no memory for the flight recorder");
+        goto fail;
+    }
     status = cc__progress_start(context);
     if (status != CC_OK) {
         say(message, status, "cannot start a thread");
@@ -97,6 +105,7 @@ fail:
         close(fds[1]);
     }
     if (context->transport) ops->stop(context->transport, 1);
+    cc__trace_close(context->links.trace);
     free(context);
     return status;
 }
@@ -209,7 +218,10 @@ cc_status cc_prepare(cc_context *context, uint32_t serial, const cc_member *memb
 void cc_set_pending(cc_context *context, uint32_t group_id, uint32_t joiners) {
     cc__lock(context);
     cc__group *group = cc__context_group(context, group_id, false);
-    if (group) group->joiners = joiners;
+    if (group && group->joiners != joiners) {
+        group->joiners = joiners;
+        cc__group_trace(group, CC_TRACE_PENDING, 0, joiners, NULL);
+    }
     cc__unlock(context);
 }
 
@@ -379,6 +391,18 @@ void cc_work_info(const cc_work *work, cc_info *out) {
         return;
     }
     *out = (cc_info){.status = CC_PENDING, .sequence = work->sequence, .attempts = 1};
+}
+
+uint32_t cc_work_stragglers(const cc_work *work, cc_straggler *out, uint32_t room) {
+    cc_context *context = work->context;
+    uint32_t n = 0;
+    cc__lock(context);
+    const cc__group *group = cc__context_group(context, work->group, false);
+    const cc__lane *lane = group ? group->lanes[work->request.lane] : NULL;
+    if (lane && cc__lane_op(lane, work->sequence) == work)
+        n = cc__stragglers(group, lane, out, room);
+    cc__unlock(context);
+    return n;
 }
 
 void cc_work_free(cc_work *work) {

@@ -1,4 +1,5 @@
-/* collectives: fault-tolerant collective communication. The one public C header.
+/* collectives: fault-tolerant collective communication. The public C header; collectives_trace.h has
+ * the flight recorder besides.
  *
  * A process opens a cc_context: one identity (peer id), one listening transport, links to other
  * peers and the groups it is a member of. Who is a member is decided elsewhere (the coordinator);
@@ -103,7 +104,10 @@ typedef struct cc_timeouts {
     uint32_t dead_ms;    /* a link silent for so long is evidence of death */
     uint32_t connect_ms; /* a dial or handshake that takes longer has failed */
     uint32_t linger_ms;  /* an orderly close waits at most so long */
-    uint32_t suspect_ms; /* a link silent for so long: others are asked; 0: half of dead_ms */
+    uint32_t suspect_ms; /* a link silent for so long: others are asked; 0: half of dead_ms. An
+                            operation that does not move for so long: whoever called it is asked */
+    uint32_t stalled_ms; /* it does not move for so long: that is told, CC_EVENT_WAITS; 0: fifteen
+                            times dead_ms */
 } cc_timeouts;
 
 typedef struct cc_options {
@@ -121,6 +125,7 @@ typedef struct cc_options {
     uint32_t io_max_bytes; /* tests: no read or write moves more than this; 0: no limit */
     int manual;            /* tests: no thread; the caller drives with cc_step */
     void *world;           /* transport "sim": the cc_sim to live in */
+    uint32_t trace_events; /* kept by the flight recorder (collectives_trace.h); 0: none */
 } cc_options;
 
 typedef struct cc_context cc_context;
@@ -184,6 +189,8 @@ typedef enum cc_cause {
     CC_CAUSE_LINK,       /* a link broke between peers that both live on */
     CC_CAUSE_DEADLINE,   /* an operation's deadline passed */
     CC_CAUSE_MISMATCH,   /* peers called different operations */
+    CC_CAUSE_RECOVERED,  /* a coordinator that lost its journal took the group over: what was not
+                            known to be decided fails with CC_OUTCOME_UNKNOWN */
 } cc_cause;
 
 /* What the slowest link costs. In an epoch's record, rounded so that it rarely changes, all members
@@ -289,7 +296,20 @@ typedef enum cc_event_kind {
     CC_EVENT_READY,      /* every member has installed `epoch`, as far as this peer's links tell */
     CC_EVENT_PREPARED,   /* status: CC_OK, or why a dial failed, and to whom in `peer` */
     CC_EVENT_TOLD,       /* another member told of `epoch`, and it is installed: see cc_record */
+    CC_EVENT_WAITS,      /* operation `sequence` has not moved for a long time: waits for whom */
 } cc_event_kind;
+
+typedef enum cc_delay {
+    CC_LATE = 1, /* it has not called the operation, or not an earlier one of the lane */
+    CC_STALLED,  /* it has called it, and neither sends what is waited for nor is done */
+} cc_delay;
+
+typedef struct cc_straggler {
+    uint32_t rank;
+    cc_delay delay;
+} cc_straggler;
+
+#define CC_STRAGGLERS_MAX 16
 
 typedef struct cc_event {
     cc_event_kind kind;
@@ -298,6 +318,12 @@ typedef struct cc_event {
     cc_status status;
     cc_peer_id peer;
     cc_network network; /* as this peer's links have measured it so far */
+    uint32_t lane;      /* WAITS, from here on */
+    uint64_t sequence;
+    int64_t waited_ns;
+    char call[96];         /* what the operation is */
+    uint32_t n_stragglers; /* all; and CC_STRAGGLERS_MAX of them, by rank: */
+    cc_straggler stragglers[CC_STRAGGLERS_MAX];
     cc_report report;
 } cc_event;
 
@@ -400,6 +426,11 @@ typedef struct cc_info {
 } cc_info;
 
 void cc_work_info(const cc_work *work, cc_info *out);
+
+/* Whom an open operation waits for: writes `room` of them at most, by rank, and returns how many
+ * there are. 0: it is complete, a message, or nobody is known, as until it has not moved for the
+ * suspect time; stalled ones are known after stalled_ms. It says nothing about whose fault that is. */
+uint32_t cc_work_stragglers(const cc_work *work, cc_straggler *out, uint32_t room);
 
 /* Gives the work back. An operation that is still open goes on; its buffers stay the library's. */
 void cc_work_free(cc_work *work);

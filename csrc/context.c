@@ -9,10 +9,11 @@
 #include <string.h>
 #include <unistd.h>
 
-#define GAUGE_TURNS 12 /* latencies until a new link has found its speed: a few turns */
-#define GAUGE_MIN_NS (2 * CC__MS)
+#define GAUGE_TURNS 12            /* latencies until a new link has found its speed: a few turns */
+#define GAUGE_MIN_NS (2 * CC__MS) /* and for the software on both ends */
 #define EVENTS_PER_STEP 64
-#define TRIM_NS (1000 * CC__MS)  /* between looks at the pool of memory */
+/* Of this machine's memory, not of the protocol. */
+#define TRIM_NS (1000 * CC__MS)  /* between looks at the pool */
 #define KEEP_NS (30000 * CC__MS) /* what nobody wants for so long goes back to the system */
 
 cc__group *cc__context_group(cc_context *context, uint32_t id, bool create) {
@@ -124,9 +125,22 @@ static void on_rehearsed(cc_context *context, const cc__link_event *event) {
     await_gauges(context);
 }
 
+static void trace_link(cc_context *context, const cc__link_event *event) {
+    cc_trace_kind kind;
+    switch (event->kind) {
+    case CC__LINK_CONNECTED: kind = CC_TRACE_LINK_UP; break;
+    case CC__LINK_MENDED: kind = CC_TRACE_LINK_MENDED; break;
+    case CC__LINK_LOST: kind = CC_TRACE_LINK_LOST; break;
+    case CC__LINK_EVIDENCE: kind = CC_TRACE_EVIDENCE; break;
+    default: return;
+    }
+    cc__link_trace(&context->links, event->link, kind, event->status, event->evidence);
+}
+
 static void on_link_event(cc_context *context, const cc__link_event *event) {
     cc__group *group;
     cc__channel *channel = event->channel;
+    trace_link(context, event);
     switch (event->kind) {
     case CC__LINK_CONNECTED:
         for (uint32_t i = 0; i < context->n_groups; i++)
@@ -214,7 +228,7 @@ void cc__context_collect(cc_context *context) {
     for (uint32_t i = 0; i < context->n_groups; i++) {
         const cc__group *group = context->groups[i];
         finished += group->finished + group->pairs.finished;
-        due |= group->report_due || group->ready_due;
+        due |= group->report_due || group->ready_due || group->stragglers_due;
         due |= group->dispatch.told_due || group->dispatch.letters_due;
     }
     if (due) raise_event(context);
@@ -237,7 +251,7 @@ bool cc__context_step(cc_context *context) {
         cc__links_feed(links, &events[i]);
         drain_links(context);
     }
-    int64_t now = cc__now(&context->clock), next = cc__links_tick(links, now);
+    int64_t now = cc__links_now(links), next = cc__links_tick(links, now);
     context->stepped_ns = now;
     if (now - context->trimmed_ns >= TRIM_NS) {
         context->trimmed_ns = now;
@@ -283,6 +297,7 @@ static bool take_event(cc_context *context, cc_event *out) {
         }
         if (group->report_due) {
             group->report_due = false;
+            cc__group_trace(group, CC_TRACE_REPORTED, 0, 0, NULL);
             out->kind = CC_EVENT_SEALED;
             out->report = group->report;
             return true;
@@ -293,6 +308,7 @@ static bool take_event(cc_context *context, cc_event *out) {
             out->kind = CC_EVENT_READY;
             return true;
         }
+        if (cc__stragglers_take(group, out)) return true;
     }
     return false;
 }

@@ -133,6 +133,7 @@ void cc__group_seal(cc__group *group, cc_cause cause, const cc_peer_id *suspect,
     group->state = CC__GROUP_SEALED;
     group->report = (cc_report){.group = group->id, .epoch = group->epoch, .cause = cause};
     snprintf(group->report.detail, sizeof group->report.detail, "%s", detail);
+    cc__group_trace(group, CC_TRACE_SEALED, cause, evidence, suspect);
     freeze(group);
     if (suspect) add_evidence(group, suspect, evidence);
     for (uint32_t i = 0; i < group->size; i++)
@@ -203,7 +204,8 @@ static cc_status set_lanes(cc__group *group, const cc_epoch *record, bool joiner
     for (uint32_t i = 0; i < record->n_lanes; i++) {
         cc__lane *lane = cc__lane_get(group, record->lanes[i].lane);
         if (lane == NULL) return CC_NO_MEMORY;
-        if (record->lanes[i].failed > lane->outcome.failed) lane->reason = group->reason;
+        if (record->lanes[i].failed > lane->outcome.failed)
+            cc__lane_keep_reason(lane, &group->reason, record->lanes[i].failed);
         /* After a boundary members know of interruptions what joiners do: the record. */
         bool is_boundary = record->cause == CC_CAUSE_BOUNDARY;
         if (record->lanes[i].posted > lane->interrupted) lane->interruption = group->reason;
@@ -235,6 +237,7 @@ static void hear_news(cc__group *group, uint32_t member) {
     if (up && news->installed == group->epoch) cc__pair_greet(group, member);
     if (up && news->installed == group->epoch && !group->installed[member]) {
         group->installed[member] = true;
+        cc__group_trace(group, CC_TRACE_PEER_READY, 0, 0, &link->id);
         if (++group->n_installed == group->size) group->ready_due = true;
         if (group->state == CC__GROUP_SEALED) send_abort(group, member);
         for (uint32_t i = 0; i < CC_LANES_MAX && group->state == CC__GROUP_ACTIVE; i++)
@@ -275,7 +278,8 @@ cc_status cc__group_install(cc__group *group, const cc_epoch *record) {
     group->world = record->world;
     group->min_size = record->min_size;
     if (record->cause == CC_CAUSE_BOUNDARY) group->joiners = 0;
-    group->report_due = group->ready_due = false;
+    group->report_due = group->ready_due = group->stragglers_due = false;
+    cc__group_trace(group, CC_TRACE_INSTALLED, record->cause, record->n_members, NULL);
     cc_status status = set_members(group, record);
     if (status == CC_OK) status = set_lanes(group, record, joiner);
     if (status == CC_OK) status = connect_members(group);
@@ -300,6 +304,7 @@ cc_status cc__group_install(cc__group *group, const cc_epoch *record) {
 
 void cc__group_end(cc__group *group, cc_status why, const char *message) {
     if (group->state == CC__GROUP_ENDED) return;
+    cc__group_trace(group, CC_TRACE_GROUP_ENDED, why, 0, NULL);
     release_buffers(group);
     group->state = CC__GROUP_ENDED;
     group->end = why;
@@ -408,10 +413,11 @@ static int64_t tick_lanes(cc__group *group, int64_t now) {
             const cc__op *op = lane->ops[slot];
             if (op == NULL) continue;
             if (op->deadline_ns <= now) {
-                char detail[CC_DETAIL_MAX];
+                char detail[CC_DETAIL_MAX], why[CC_DETAIL_MAX / 2];
+                cc__stragglers_text(group, lane, op, why, sizeof why);
                 snprintf(detail, sizeof detail,
-                         "the deadline of operation %llu passed at rank %u; inputs are intact",
-                         (unsigned long long)op->sequence, group->ranks[group->me]);
+                         "the deadline of operation %llu passed at rank %u%s; inputs are intact",
+                         (unsigned long long)op->sequence, group->ranks[group->me], why);
                 cc__group_seal(group, CC_CAUSE_DEADLINE, NULL, 0, detail);
                 group->deadline_ns = op->deadline_ns; /* if it goes on, it is looked at again */
                 return CC__NEVER;
@@ -424,7 +430,8 @@ static int64_t tick_lanes(cc__group *group, int64_t now) {
 
 int64_t cc__group_tick(cc__group *group, int64_t now) {
     int64_t lanes = tick_lanes(group, now), pairs = cc__pair_tick(group, now);
-    int64_t next = cc__dispatch_tick(group, now);
+    int64_t next = cc__dispatch_tick(group, now), look = cc__stragglers_tick(group, now);
     if (lanes < next) next = lanes;
+    if (look < next) next = look;
     return pairs < next ? pairs : next;
 }

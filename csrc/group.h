@@ -9,6 +9,7 @@
 #include "csrc/agree/commit.h"
 #include "csrc/dispatch.h"
 #include "csrc/pair.h"
+#include "csrc/straggler.h"
 
 typedef enum cc__group_state {
     CC__GROUP_JOINING = 0, /* no epoch yet */
@@ -24,6 +25,7 @@ typedef struct cc__notice {
     uint64_t expects; /* READY: the bytes that it expects of this peer, where that matters */
     uint32_t wishes;
     bool ready, voted;
+    bool asks; /* it wants to be told when this peer has posted it */
 } cc__notice;
 
 /* A member as one lane sees it. Allocated when the member is first heard of in the lane. */
@@ -35,6 +37,7 @@ typedef struct cc__seat {
 
 /* Why operations failed that an epoch's record decided. */
 typedef struct cc__reason {
+    uint64_t upto; /* the last operation that it is the reason for */
     cc_cause cause;
     cc_peer_id lost;
     uint32_t lost_rank, size, min_size;
@@ -44,15 +47,17 @@ typedef struct cc__reason {
 typedef struct cc__lane {
     uint32_t index;
     uint64_t posted, done;
-    uint64_t interrupted;         /* no operation above it was ever begun and not decided */
-    cc_outcome outcome;           /* of the last record */
-    cc__reason reason;            /* of the record that decided `outcome.failed` */
-    cc__reason interruption;      /* of the record that last raised `interrupted` */
-    cc__tally tally;              /* over the epoch's members */
-    uint64_t *voted;              /* its memory */
-    cc__seat **seats;             /* by member */
-    cc__op *ops[CC_INFLIGHT_MAX]; /* open ones, by sequence */
+    uint64_t interrupted;               /* no operation above it was ever begun and not decided */
+    cc_outcome outcome;                 /* of the last record */
+    cc__reason reasons[CC_REASONS_MAX]; /* of operations that this peer may not have posted yet */
+    uint32_t n_reasons;                 /* in the order of the records that raised `failed` */
+    cc__reason interruption;            /* of the record that last raised `interrupted` */
+    cc__tally tally;                    /* over the epoch's members */
+    uint64_t *voted;                    /* its memory */
+    cc__seat **seats;                   /* by member */
+    cc__op *ops[CC_INFLIGHT_MAX];       /* open ones, by sequence */
     uint32_t n_open;
+    cc__patience patience;
 } cc__lane;
 
 struct cc__group {
@@ -81,13 +86,23 @@ struct cc__group {
     cc__dispatch dispatch;
 
     /* for the context */
-    bool report_due, ready_due;
+    bool report_due, ready_due, stragglers_due;
     uint64_t finished; /* operations that completed */
     uint32_t n_open;
     int64_t deadline_ns; /* no operation's deadline is earlier */
+    int64_t look_ns;     /* when to look for stragglers again */
 
     cc__pairs pairs;
 };
+
+/* Records an event of the group that happens now. `peer` may be NULL. */
+static inline void cc__group_trace(const cc__group *group, cc_trace_kind kind, uint32_t code,
+                                   uint64_t value, const cc_peer_id *peer) {
+    cc_trace_event event = {.kind = (uint8_t)kind, .code = (uint8_t)code, .value = value};
+    event.group = group->id;
+    event.epoch = group->epoch;
+    cc__links_trace(group->links, event, peer);
+}
 
 cc__group *cc__group_new(uint32_t id, cc__links *links);
 void cc__group_free(cc__group *group);
@@ -133,6 +148,8 @@ void cc__lane_free_seats(cc__lane *lane, uint32_t size);
 void cc__lane_free(cc__lane *lane, uint32_t size);
 /* Applies the record's outcome to the operations that were open; in-place inputs are put back. */
 void cc__lane_decide(cc__group *group, cc__lane *lane);
+/* Keeps why the operations up to `upto` fail that no earlier record has decided. */
+void cc__lane_keep_reason(cc__lane *lane, const cc__reason *reason, uint64_t upto);
 /* Starts what was posted while no epoch was active. */
 void cc__lane_resume(cc__group *group, cc__lane *lane);
 /* A member has installed the epoch: tells it what it has missed. */
@@ -153,6 +170,7 @@ bool cc__lane_same_call(cc__group *group, cc__lane *lane, uint32_t member, uint6
 bool cc__lane_same_blocks(cc__group *group, cc__lane *lane, uint32_t member, uint64_t sequence,
                           uint64_t expects);
 bool cc__lane_may_send(cc__group *group, cc__lane *lane, const cc__op *op, uint32_t member);
+/* Says that this peer has posted an operation, if the member has to know. */
 void cc__lane_send_ready(cc__group *group, const cc__op *op, uint32_t member);
 void cc__lane_complete(cc__group *group, cc__lane *lane, cc__op *op, cc_status status,
                        const char *message);

@@ -51,6 +51,7 @@ cc_status cc__lane_renew(cc__group *group, cc__lane *lane) {
         return CC_NO_MEMORY;
     }
     lane->done = lane->outcome.failed;
+    lane->patience = (cc__patience){0};
     cc__tally_start(&lane->tally, lane->voted, group->size, lane->outcome.failed);
     return CC_OK;
 }
@@ -85,6 +86,7 @@ void cc__lane_complete(cc__group *group, cc__lane *lane, cc__op *op, cc_status s
     lane->n_open--;
     group->n_open--;
     group->finished++;
+    cc__op_trace(op, group->links, CC_TRACE_ENDED, status, NULL);
     cc__op_finish(op, status, message);
 }
 
@@ -99,6 +101,13 @@ static cc_status failure(const cc__reason *reason, const cc__op *op, char *messa
     char what[160];
     cc__signature_text(&op->signature, what, sizeof what);
     unsigned long long number = (unsigned long long)op->sequence;
+    if (reason->cause == CC_CAUSE_RECOVERED) {
+        snprintf(message, CC_MESSAGE_MAX,
+                 "%s, operation %llu: the coordinator lost what it had decided, and with it what "
+                 "became of this; %s",
+                 what, number, input_of(op));
+        return CC_OUTCOME_UNKNOWN;
+    }
     if (reason->size < reason->min_size) {
         snprintf(message, CC_MESSAGE_MAX,
                  "%s, operation %llu: only %u members are left and the group needs %u; %s; admit() "
@@ -129,11 +138,25 @@ static cc_status failure(const cc__reason *reason, const cc__op *op, char *messa
     }
 }
 
+/* Who is late to post learns why a number failed from the record that decided it, not from a later
+ * one. Reasons of what is posted have been told. With more than there is room for the oldest goes,
+ * and its numbers get the next one's. */
+void cc__lane_keep_reason(cc__lane *lane, const cc__reason *reason, uint64_t upto) {
+    uint32_t past = lane->n_reasons == CC_REASONS_MAX;
+    while (past < lane->n_reasons && lane->reasons[past].upto <= lane->posted) past++;
+    lane->n_reasons -= past;
+    memmove(lane->reasons, lane->reasons + past, lane->n_reasons * sizeof *reason);
+    lane->reasons[lane->n_reasons] = *reason;
+    lane->reasons[lane->n_reasons++].upto = upto;
+}
+
 void cc__lane_fail_op(cc__group *group, cc__lane *lane, cc__op *op) {
     char message[CC_MESSAGE_MAX];
-    cc_status status = failure(&lane->reason, op, message);
-    op->info.lost = lane->reason.lost;
-    op->info.lost_rank = lane->reason.lost_rank;
+    const cc__reason *reason = lane->reasons;
+    while (reason->upto < op->sequence) reason++;
+    cc_status status = failure(reason, op, message);
+    op->info.lost = reason->lost;
+    op->info.lost_rank = reason->lost_rank;
     cc__lane_complete(group, lane, op, status, message);
 }
 
@@ -215,7 +238,10 @@ static void commit(cc__group *group, cc__lane *lane, uint64_t from) {
     for (uint64_t sequence = from + 1; sequence <= lane->tally.committed; sequence++) {
         cc__op *op = cc__lane_op(lane, sequence);
         if (op == NULL) continue;
-        if (op->request.kind == CC_BOUNDARY && all_wishes(group, lane, op)) {
+        bool is_boundary = op->request.kind == CC_BOUNDARY;
+        uint32_t wishes = is_boundary ? all_wishes(group, lane, op) : 0;
+        if (is_boundary) cc__group_trace(group, CC_TRACE_BOUNDARY, 0, wishes, NULL);
+        if (wishes) {
             cc__group_seal(group, CC_CAUSE_BOUNDARY, NULL, 0, "");
             return; /* it completes with the record; nothing comes after it */
         }
@@ -236,6 +262,7 @@ void cc__lane_advance(cc__group *group, cc__lane *lane) {
         lane->done++;
         for (uint32_t i = 0; i < group->size; i++)
             if (i != group->me && group->installed[i]) send_vote(group, op, i);
+        cc__op_trace(op, group->links, CC_TRACE_DONE, op->signature.algorithm, NULL);
     }
     if (lane->done > before) tally(group, lane, group->me, lane->done);
 }
@@ -320,20 +347,28 @@ void cc__lane_on_ready(cc__group *group, uint32_t member, const cc__frame *frame
     cc__lane *lane = cc__lane_of_frame(group, member, frame);
     if (lane == NULL || frame->sequence <= lane->tally.committed) return;
     if (!cc__lane_same_blocks(group, lane, member, frame->sequence, frame->offset)) return;
-    if (frame->sequence <= lane->done) return;
     cc__notice *notice = notice_of(lane, member, frame->sequence);
     if (notice == NULL) return;
     notice->ready = true;
+    notice->asks = frame->slot == CC__READY_ASKS;
     notice->expects = frame->offset;
     notice->signature = frame->signature;
     update_clear(group, lane, member);
+    const cc__op *op = notice->asks ? cc__lane_op(lane, frame->sequence) : NULL;
+    if (op && op->epoch == group->epoch && !cc__stragglers_asked(lane, op)) /* else it knows */
+        cc__lane_send_ready(group, op, member);
 }
 
 void cc__lane_send_ready(cc__group *group, const cc__op *op, uint32_t member) {
-    if (!group->installed[member] || !cc__op_announces_to(op, member)) return;
+    const cc__lane *lane = group->lanes[op->request.lane];
+    const cc__notice *notice = cc__lane_notice(lane, member, op->sequence);
+    bool asks = cc__stragglers_asked(lane, op), asked = notice && notice->asks;
+    bool wanted = asks || asked || (op->started && cc__op_announces_to(op, member));
+    if (!group->installed[member] || !wanted) return;
     cc__frame frame = {
         .type = CC__READY,
         .lane = (uint8_t)op->request.lane,
+        .slot = asks ? CC__READY_ASKS : 0,
         .group = group->id,
         .epoch = group->epoch,
         .sequence = op->sequence,

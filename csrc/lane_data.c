@@ -74,6 +74,7 @@ static bool take_early(cc__group *group, cc__lane *lane, cc__op *op, uint32_t me
         return true;
     }
     if (place) memcpy(place, data, frame->length);
+    cc__op_moved(op, group->links, group->member_links[member]);
     cc__op_take(op, frame, member, place ? place : data);
     op->more = true;
     return true;
@@ -103,6 +104,7 @@ void cc__group_on_payload(cc__group *group, cc__channel *channel) {
     }
     if (op == NULL || channel->in_owner != op) return;
     channel->in_owner = NULL;
+    cc__op_moved(op, group->links, channel->link);
     cc__op_take(op, frame, (uint32_t)member, channel->place);
     op->more = true;
 }
@@ -267,6 +269,8 @@ cc_status cc__group_post(cc__group *group, const cc_request *request, cc__pack *
     if (request->timeout_ms >= 0 && request->timeout_ms < (INT64_MAX - now) / CC__MS)
         op->deadline_ns = now + request->timeout_ms * CC__MS;
     if (op->deadline_ns < group->deadline_ns) group->deadline_ns = op->deadline_ns;
+    op->posted_ns = group->links->now_ns = now;
+    cc__op_trace(op, group->links, CC_TRACE_POSTED, 0, NULL);
     lane->posted++;
     lane->ops[op->sequence % CC_INFLIGHT_MAX] = op;
     lane->n_open++;

@@ -20,6 +20,9 @@ void cc__links_start(cc__links *links, cc_transport *transport, const cc_options
         .segment_bytes = options->segment_bytes,
         .timeouts = options->timeouts,
     };
+    cc_timeouts *t = &links->timeouts;
+    if (t->suspect_ms == 0) t->suspect_ms = t->dead_ms / 2;
+    if (t->stalled_ms == 0) t->stalled_ms = 15 * t->dead_ms;
     int64_t beat_ns = options->timeouts.beat_ms * CC__MS;
     cc__detector_start(&links->detector, cc__now(&links->clock), options->timeouts.dead_ms * CC__MS,
                        beat_ns);
@@ -234,7 +237,7 @@ void cc__links_feed(cc__links *links, const cc_transport_event *event) {
     case CC_TRANSPORT_RECEIVED:
         channel = cc__links_channel_of(links, event->stream);
         if (channel == NULL) return;
-        cc__watch_heard(&channel->link->watch, &links->detector, cc__now(&links->clock));
+        cc__watch_heard(&channel->link->watch, &links->detector, cc__links_now(links));
         links->current = channel;
         cc__link_event header;
         if (channel->phase == CC__PHASE_PAYLOAD) {

@@ -9,10 +9,12 @@
 
 #include "csrc/agree/detector.h"
 #include "csrc/base/limits.h"
+#include "csrc/base/trace.h"
 #include "csrc/link_session.h"
 #include "transport/transport.h"
 
 #include <stdbool.h>
+#include <string.h>
 
 typedef struct cc__link cc__link;
 
@@ -119,6 +121,8 @@ typedef struct cc__link_event {
 typedef struct cc__links {
     cc_transport *transport;
     cc__clock clock;
+    int64_t now_ns;   /* when the clock was read last, by cc__links_now */
+    cc__trace *trace; /* the context's; NULL: nothing is recorded */
     cc_peer_id self;
     uint8_t token[16];
     uint32_t streams, segment_bytes;
@@ -137,6 +141,25 @@ typedef struct cc__links {
     cc__link_event sent; /* of the last fed event; kind 0: none */
     int64_t next_tick_ns;
 } cc__links;
+
+/* The time, noted for events that follow at once. */
+static inline int64_t cc__links_now(cc__links *links) {
+    return links->now_ns = cc__now(&links->clock);
+}
+
+/* Records an event that happens now. `peer` may be NULL. */
+static inline void cc__links_trace(cc__links *links, cc_trace_event event, const cc_peer_id *peer) {
+    if (links->trace == NULL) return;
+    event.time_ns = cc__links_now(links);
+    if (peer) memcpy(event.peer, peer->bytes, sizeof event.peer);
+    cc__trace_add(links->trace, &event);
+}
+
+static inline void cc__link_trace(cc__links *links, const cc__link *link, cc_trace_kind kind,
+                                  uint32_t code, uint64_t value) {
+    cc_trace_event event = {.kind = (uint8_t)kind, .code = (uint8_t)code, .value = value};
+    cc__links_trace(links, event, &link->id);
+}
 
 void cc__links_start(cc__links *links, cc_transport *transport, const cc_options *options);
 /* Says BYE on every link that is up. */

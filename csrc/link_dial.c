@@ -11,7 +11,7 @@
 #include <string.h>
 
 #define OPS(links) ((links)->transport->ops)
-#define DIAL_AGAIN_NS (5 * CC__MS)
+#define DIAL_AGAIN_PART 40 /* of a beat, until a dial is made again at first */
 
 /* Rises with every dial, so that a listener can tell a stale one from the one that replaces it. */
 uint64_t cc__links_nonce(cc__links *links) {
@@ -89,6 +89,10 @@ static void end_session(cc__link *link) {
     link->told_connected = link->told_mended = false;
 }
 
+static int64_t dial_again_ns(const cc__links *links) {
+    return links->timeouts.beat_ms * CC__MS / DIAL_AGAIN_PART;
+}
+
 static void look_again(cc__links *links, cc__link *link, int64_t after_ns) {
     link->probe_ns = cc__now(&links->clock) + after_ns;
     if (link->probe_ns < links->next_tick_ns) links->next_tick_ns = link->probe_ns;
@@ -99,7 +103,8 @@ void cc__links_look_later(cc__links *links, cc__link *link) {
     int64_t after = (cc__now(&links->clock) - link->broken_ns) / 8;
     int64_t most = links->timeouts.beat_ms * CC__MS;
     if (after > most) after = most;
-    look_again(links, link, after < DIAL_AGAIN_NS ? DIAL_AGAIN_NS : after);
+    int64_t least = dial_again_ns(links);
+    look_again(links, link, after < least ? least : after);
 }
 
 static bool may_mend(const cc__link *link, cc_evidence_kind evidence, cc_status status) {
@@ -125,6 +130,7 @@ void cc__links_break(cc__links *links, cc__link *link, cc_evidence_kind evidence
     close_channels(links, link, false);
     if (may_mend(link, evidence, status)) {
         link->state = CC__LINK_IDLE;
+        if (is_new) cc__link_trace(links, link, CC_TRACE_LINK_BROKEN, status, evidence);
         if (is_new)
             look_again(links, link, 0);
         else
@@ -148,6 +154,7 @@ void cc__links_dial(cc__links *links, cc__link *link, const cc__link *relay) {
     link->fading_ns = CC__NEVER;
     link->state = CC__LINK_DIALING;
     link->relayed = relay != NULL;
+    cc__link_trace(links, link, CC_TRACE_LINK_DIALLED, 0, relay != NULL);
     uint64_t nonce = cc__links_nonce(links); /* the peer's clock may be ahead, if it dialled once */
     link->nonce = nonce > link->nonce ? nonce : link->nonce + 1;
     for (uint32_t i = 0; i <= links->streams; i++) {
@@ -373,7 +380,7 @@ void cc__links_on_closed(cc__links *links, cc_stream stream, cc_status status) {
     if (!channel->open && status == CC_BUSY) { /* not yet: it has not heard from the coordinator */
         close_channels(links, link, false);
         link->state = CC__LINK_IDLE;
-        look_again(links, link, DIAL_AGAIN_NS);
+        look_again(links, link, dial_again_ns(links));
         return;
     }
     cc_evidence_kind evidence = CC_EVIDENCE_CLOSED;

@@ -15,8 +15,7 @@
 #define RELAYS_ASKED 3 /* between suspicion and death */
 
 static int64_t suspect_ns(const cc__links *links) {
-    int64_t ms = links->timeouts.suspect_ms;
-    return (ms ? ms : links->timeouts.dead_ms / 2) * CC__MS;
+    return links->timeouts.suspect_ms * CC__MS;
 }
 
 /* Whether nothing was heard of a peer for the suspect time, or it does not hear this one. */
@@ -40,6 +39,7 @@ static bool is_indirect(const cc__link *link) {
 /* `relay`: NULL, or whom to ask through. */
 static void probe(cc__links *links, cc__link *link, const cc__link *relay) {
     if (link->probe != CC_STREAM_NONE || link->address[0] == 0) return;
+    cc__link_trace(links, link, CC_TRACE_LINK_PROBED, 0, relay != NULL);
     cc_hello hello = cc__links_hello(links, link, CC_HELLO_PROBE, cc__links_nonce(links));
     cc_status status;
     if (relay)

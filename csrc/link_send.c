@@ -32,7 +32,7 @@ void cc__links_send_raw(cc__links *links, cc__link *link, const cc__frame *frame
     uint8_t header[CC_HEADER_BYTES];
     cc__frame_pack(frame, header);
     struct iovec iov = {header, sizeof header};
-    link->sent_ns = cc__now(&links->clock);
+    link->sent_ns = cc__links_now(links);
     if (OPS(links)->send(links->transport, control->stream, &iov, 1) == CC_OK) return;
     control->sending = true;
     OPS(links)->release(links->transport, control->stream, CC_RELEASE_SEND);
@@ -70,7 +70,7 @@ void cc__links_send(cc__links *links, cc__link *link, const cc__frame *frame, co
         void *to;
     } data = {payload}; /* an iovec has no const */
     struct iovec iov[2] = {{header, sizeof header}, {data.to, frame->length}};
-    link->sent_ns = cc__now(&links->clock);
+    link->sent_ns = cc__links_now(links);
     if (!cc__session_keep(&link->session, iov, frame->length ? 2 : 1))
         cc__links_break(links, link, CC_EVIDENCE_CLOSED, CC_BUSY);
     else if (link->state == CC__LINK_UP)

@@ -39,6 +39,7 @@ cc__op *cc__op_new(const cc_request *request, cc__pack *pack, uint32_t group, ui
     op->deadline_ns = CC__NEVER;
     op->references = 2;
     op->element_bytes = (uint32_t)cc_dtype_bytes(request->dtype);
+    op->bytes = cc__request_total(request, false) * op->element_bytes;
     op->info = (cc_info){.status = CC_PENDING, .sequence = sequence, .attempts = 1};
     return op;
 }
@@ -238,14 +239,40 @@ void cc__op_rewind(cc__op *op, cc__links *links) {
     if (op->started) {
         op->info.attempts++;
         op->info.lost_ns += cc__now(&links->clock) - op->begun_ns;
+        cc__op_trace(op, links, CC_TRACE_AGAIN, op->info.attempts, NULL);
     }
     free_parts(op);
     cc__pack_rewind(&op->pack);
     memset(op->info.missing, 0, sizeof op->info.missing);
     op->signature.algorithm = (uint8_t)op->request.algorithm;
-    op->started = op->done = op->more = false;
+    op->started = op->done = op->moved = op->more = false;
     op->verdict = CC_OK;
     op->first_open = 0;
+}
+
+/* With little data all happens right behind a time that was read anyway: of a frame, or of the post.
+ * With more the clock is read, which costs nothing beside it. */
+static int64_t time_of(const cc__op *op, cc__links *links) {
+    return op->bytes <= CC_EAGER_BYTES ? links->now_ns : cc__links_now(links);
+}
+
+void cc__op_trace(const cc__op *op, cc__links *links, cc_trace_kind kind, uint32_t code,
+                  const cc_peer_id *peer) {
+    if (links->trace == NULL) return;
+    cc_trace_event event = {
+        .time_ns = time_of(op, links),
+        .epoch = op->epoch,
+        .sequence = op->sequence,
+        .value = op->bytes,
+        .more = (uint64_t)op->posted_ns,
+        .group = op->group,
+        .kind = (uint8_t)kind,
+        .lane = (uint8_t)op->request.lane,
+        .what = (uint8_t)op->request.kind,
+        .code = code < UINT8_MAX ? (uint8_t)code : UINT8_MAX,
+    };
+    if (peer) memcpy(event.peer, peer->bytes, sizeof event.peer);
+    cc__trace_add(links->trace, &event);
 }
 
 void cc__op_finish(cc__op *op, cc_status status, const char *message) {

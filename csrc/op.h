@@ -43,16 +43,18 @@ struct cc_work {
     /* what was asked for */
     cc_request request;
     uint64_t *counts; /* what the request's counts point to */
+    uint64_t bytes;   /* of all its blocks */
     cc__pack pack;
     cc__signature signature;
     uint32_t group;
     uint64_t sequence;
-    int64_t deadline_ns;
+    int64_t posted_ns, deadline_ns;
     uint32_t wishes;       /* CC_BOUNDARY: CC_WANT_* */
     struct cc__pair *pair; /* SEND, RECEIVE: with whom; NULL: with anyone */
 
     /* how it goes, from cc__op_start on */
     bool started, done;
+    bool moved;            /* bytes of this attempt, in either direction */
     cc_status verdict;     /* other than CC_OK: an error that all members find at its start */
     uint32_t verdict_rank; /* CC_PEER_LOST: the rank without which it cannot be done, or
                               CC__NO_RANK: it was interrupted and must not begin again */
@@ -139,6 +141,11 @@ void cc__op_take(cc__op *op, const cc__frame *frame, uint32_t from, const void *
 /* Bytes of a send are sent. */
 void cc__op_sent(cc__op *op, uint32_t move, uint32_t bytes);
 
+/* A sum that changes whenever bytes of the operation have moved. */
+uint64_t cc__op_progress(const cc__op *op);
+/* Whether a member could go on with it now: it has data to send here, or to take from here. */
+bool cc__op_waits_for(const cc__op *op, uint32_t member);
+
 /* ---- after a link was mended (op_resume.c) ------------------------------------------------- */
 
 /* What was under way from or to the member when the link broke counts for nothing. */
@@ -165,6 +172,16 @@ void cc__op_abandon(cc__op *op, cc__links *links, bool undo);
 
 /* Ends the attempt, with the input restored: the operation is as it was when it was posted. */
 void cc__op_rewind(cc__op *op, cc__links *links);
+
+/* Records what became of an operation or message. `peer` may be NULL. */
+void cc__op_trace(const cc__op *op, cc__links *links, cc_trace_kind kind, uint32_t code,
+                  const cc_peer_id *peer);
+
+/* Bytes of an operation move, to or from that link's peer. */
+static inline void cc__op_moved(cc__op *op, cc__links *links, const cc__link *link) {
+    if (!op->moved) cc__op_trace(op, links, CC_TRACE_MOVED, 0, &link->id);
+    op->moved = true;
+}
 
 /* Sets the outcome, frees all but the handle, tells who waits; drops the library's reference. */
 void cc__op_finish(cc__op *op, cc_status status, const char *message);

@@ -121,6 +121,25 @@ void cc__op_sent(cc__op *op, uint32_t move, uint32_t bytes) {
     skip_complete(op);
 }
 
+/* ---- what it waits for -------------------------------------------------------------------- */
+
+uint64_t cc__op_progress(const cc__op *op) {
+    uint64_t moved = op->done;
+    for (uint32_t i = 0; op->states && i < op->plan.n_moves; i++) moved += op->states[i].done;
+    return moved;
+}
+
+bool cc__op_waits_for(const cc__op *op, uint32_t member) {
+    for (uint32_t i = op->first_open; op->states && i < op->plan.n_moves; i++) {
+        const cc__move *move = &op->plan.moves[i];
+        if (move->peer != member || complete(op, i)) continue;
+        const cc__move_state *state = &op->states[i];
+        if (move->kind == CC__SEND && state->next > state->done) return true;
+        if (cc__is_receive(move) && allowed(op, i, state->done + 1)) return true;
+    }
+    return false;
+}
+
 /* ---- pump --------------------------------------------------------------------------------- */
 
 /* Where the next frame of a send starts: first what is to be sent once more. */
@@ -171,6 +190,7 @@ static void pump_send(cc__op *op, uint32_t index, cc__links *links, cc__link *co
         else
             status = cc__links_send_segment(links, link, &frame, payload, op, index);
         if (status == CC_BUSY) return;
+        cc__op_moved(op, links, link);
         *budget -= length;
         handed_out(state, length);
         if (status == CC_OK) cc__op_sent(op, index, (uint32_t)length);

@@ -123,6 +123,7 @@ void cc__pair_complete(cc__group *group, cc__op *op, cc_status status, const cha
     op->contributors = 2;
     group->pairs.n_open--;
     group->pairs.finished++;
+    cc__op_trace(op, group->links, CC_TRACE_MESSAGE_ENDED, status, op->pair ? &op->pair->id : NULL);
     cc__op_finish(op, status, message);
 }
 

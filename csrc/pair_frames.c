@@ -213,6 +213,7 @@ void cc__pair_on_payload(cc__group *group, uint32_t member, cc__channel *channel
         match(group, pair, incoming);
     } else if (channel->in_owner == incoming->op) {
         channel->in_owner = NULL;
+        cc__op_moved(incoming->op, group->links, pair->link);
         cc__op_take(incoming->op, frame, 0, channel->place);
         incoming->op->more = true;
     }

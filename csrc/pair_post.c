@@ -39,6 +39,7 @@ static cc__op *open_op(cc__group *group, const cc_request *request, uint64_t seq
         op->deadline_ns = now + request->timeout_ms * CC__MS;
     if (op->deadline_ns < group->pairs.deadline_ns) group->pairs.deadline_ns = op->deadline_ns;
     group->pairs.n_open++;
+    op->posted_ns = group->links->now_ns = now;
     return op;
 }
 
@@ -77,6 +78,7 @@ cc_status cc__pair_post(cc__group *group, const cc_request *request, int64_t now
     if (sequence && pair->out[sequence % CC_PAIR_WINDOW].sequence) return busy(message);
     cc__op *op = *out = open_op(group, request, sequence, now);
     if (op == NULL) return CC_NO_MEMORY;
+    cc__op_trace(op, group->links, CC_TRACE_MESSAGE_POSTED, 0, pair ? &pair->id : NULL);
     bool nobody = any ? cc__pair_nobody_left(group) : member < 0;
     if (nobody) {
         op->info.lost_rank = request->root;

@@ -11,6 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
+/* Of this machine, not of the protocol: what a hand-off and a wake-up cost. */
 #define SPIN_NS 200000LL         /* after the last thing that moved */
 #define IDLE_NS 4000000LL        /* between looks when nothing is open */
 #define BLOCK_MAX_NS 100000000LL /* so that a driver notices what nobody told it */

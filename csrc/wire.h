@@ -31,7 +31,8 @@ typedef enum cc__frame_type {
     CC__RESUMED,   /* that was all: what is missing may be sent again */
 } cc__frame_type;
 
-#define CC__FINAL 1u /* it is not begun again after a failure */
+#define CC__READY_ASKS 1u /* a READY's slot: have you posted it, too? */
+#define CC__FINAL 1u      /* it is not begun again after a failure */
 
 /* What an operation is: equal on all members, or the call is an error on all of them. */
 typedef struct cc__signature {
@@ -54,7 +55,8 @@ void cc__signature_text(const cc__signature *signature, char *out, size_t size);
 typedef struct cc__frame {
     uint8_t type; /* cc__frame_type */
     uint8_t lane;
-    uint16_t slot; /* EAGER, DATA: which message of this pair in the operation's plan */
+    uint16_t slot; /* EAGER, DATA: which message of this pair in the operation's plan; READY:
+                      CC__READY_ASKS or 0 */
     uint32_t group;
     uint32_t length; /* bytes of payload behind the header */
     uint64_t epoch;

@@ -81,7 +81,7 @@ static void finish_dial(tcp *tcp, tcp_stream *far) {
     }
     cc__socket_tune(far->fd, &tcp->sockets);
     for (int i = 0; i < 2; i++) {
-        cc__socket_tune_relay(ends[i]->fd);
+        cc__socket_tune_relay(ends[i]->fd, tcp->timeouts.dead_ms);
         if (far->mate->hello.stream) cc__socket_tune_bulk(ends[i]->fd);
     }
     far->state = TCP_RELAYING;

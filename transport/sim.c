@@ -61,6 +61,9 @@ static cc_status sim_open(const cc_transport_options *options, cc_transport **ou
     endpoint->io_max_bytes = given->io_max_bytes;
     endpoint->connect_ns = given->timeouts.connect_ms * CC__MS;
     endpoint->linger_ns = given->timeouts.linger_ms * CC__MS;
+    endpoint->offset_ns = endpoint->sim->offset_ns;
+    endpoint->fast_ppm = endpoint->sim->fast_ppm;
+    endpoint->frames_max = UINT64_MAX;
     choose_address(endpoint, given->bind_address);
     cc__sim_endpoint **last = &endpoint->sim->endpoints;
     while (*last) last = &(*last)->next;
@@ -69,12 +72,13 @@ static cc_status sim_open(const cc_transport_options *options, cc_transport **ou
     return CC_OK;
 }
 
-static int64_t world_now(void *arg) {
-    return cc_sim_now_ns(arg);
+static int64_t local_now(void *arg) {
+    const cc__sim_endpoint *endpoint = arg;
+    return cc__sim_local(endpoint, endpoint->sim->now_ns);
 }
 
 static cc__clock sim_clock(cc_transport *transport) {
-    return (cc__clock){world_now, endpoint_of(transport)->sim};
+    return (cc__clock){local_now, endpoint_of(transport)};
 }
 
 static void sim_address(cc_transport *transport, char *out) {
@@ -153,6 +157,7 @@ static cc_status sim_send(cc_transport *transport, cc_stream stream, const struc
     if (!end || end->state == CC__SIM_DEAD) return CC_CLOSED;
     if (count < 0 || count > 2) return CC_INVALID;
     if (end->sending) return CC_BUSY;
+    if (endpoint_of(transport)->sent_frames++ >= endpoint_of(transport)->frames_max) return CC_OK;
     for (int i = 0; i < 2; i++) {
         end->send[i] = i < count ? iov[i] : (struct iovec){NULL, 0};
         end->send_left += end->send[i].iov_len;
@@ -288,8 +293,7 @@ static int sim_poll(cc_transport *transport, cc_transport_event *events, int max
     return count;
 }
 
-static int64_t sim_deadline(cc_transport *transport) {
-    cc__sim_endpoint *endpoint = endpoint_of(transport);
+static int64_t next_event(const cc__sim_endpoint *endpoint) {
     int64_t next = CC__NEVER;
     for (uint32_t slot = 0; slot < endpoint->n_slots; slot++) {
         if (!endpoint->slots[slot]) continue;
@@ -299,13 +303,18 @@ static int64_t sim_deadline(cc_transport *transport) {
     return next;
 }
 
+static int64_t sim_deadline(cc_transport *transport) {
+    const cc__sim_endpoint *endpoint = endpoint_of(transport);
+    return cc__sim_local(endpoint, next_event(endpoint));
+}
+
 /* There is one thread, and it is the one that lets time pass: waiting here would be for ever. */
 static int sim_wait(cc_transport *transport, int64_t timeout_ns) {
     cc__sim_endpoint *endpoint = endpoint_of(transport);
     int woken = endpoint->woken;
     (void)timeout_ns;
     endpoint->woken = 0;
-    return woken || sim_deadline(transport) <= endpoint->sim->now_ns;
+    return woken || next_event(endpoint) <= endpoint->sim->now_ns;
 }
 
 static void sim_wake(cc_transport *transport) {

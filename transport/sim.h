@@ -24,10 +24,18 @@ int64_t cc_sim_next_ns(const cc_sim *sim);       /* the next delivery; INT64_MAX
 void cc_sim_set_latency(cc_sim *sim, int64_t low_ns, int64_t high_ns);
 /* What a stream's path is said to carry (nothing is slowed down by it); default 10 GB/s. */
 void cc_sim_set_bandwidth(cc_sim *sim, uint64_t bytes_per_s);
+/* The clocks of peers opened from now on: at `offset_ns` when the world's is at 0, and fast by
+ * `fast_ppm` millionths (negative: slow). What cc_step returns is in that clock. Default 0, 0. */
+void cc_sim_set_clock(cc_sim *sim, int64_t offset_ns, int32_t fast_ppm);
 /* Bytes a stream holds before send is CC_PENDING; default 65536. */
 void cc_sim_set_window(cc_sim *sim, uint32_t bytes);
 
+/* How many frames a peer has sent so far. */
+uint64_t cc_sim_sent(cc_sim *sim, const char *address);
+
 /* Faults. Addresses are those of peers. */
+/* After so many frames nothing that it sends arrives: it dies between two of them. */
+void cc_sim_mute(cc_sim *sim, const char *address, uint64_t frames);
 void cc_sim_kill(cc_sim *sim, const char *address); /* its streams reset, dials are refused */
 void cc_sim_pause(cc_sim *sim, const char *address, int paused); /* nothing leaves or reaches it */
 void cc_sim_cut(cc_sim *sim, const char *from, const char *to,

@@ -222,6 +222,22 @@ void cc_sim_set_bandwidth(cc_sim *sim, uint64_t bytes_per_s) {
     sim->bytes_per_s = bytes_per_s;
 }
 
+void cc_sim_set_clock(cc_sim *sim, int64_t offset_ns, int32_t fast_ppm) {
+    sim->offset_ns = offset_ns;
+    sim->fast_ppm = fast_ppm;
+}
+
+int64_t cc__sim_local(const cc__sim_endpoint *endpoint, int64_t ns) {
+    if (ns == CC__NEVER) return ns;
+    return endpoint->offset_ns + ns + ns / 1000000 * endpoint->fast_ppm +
+           ns % 1000000 * endpoint->fast_ppm / 1000000;
+}
+
+uint64_t cc_sim_sent(cc_sim *sim, const char *address) {
+    const cc__sim_endpoint *endpoint = cc__sim_find(sim, address);
+    return endpoint ? endpoint->sent_frames : 0;
+}
+
 void cc_sim_set_window(cc_sim *sim, uint32_t bytes) {
     sim->window_bytes = bytes ? bytes : 1;
     for (cc__sim_stream *stream = sim->streams, *next; stream; stream = next) {
@@ -236,6 +252,11 @@ void cc_sim_set_window(cc_sim *sim, uint32_t bytes) {
 void cc_sim_kill(cc_sim *sim, const char *address) {
     cc__sim_endpoint *endpoint = cc__sim_find(sim, address);
     if (endpoint) cc__sim_leave(endpoint, 0);
+}
+
+void cc_sim_mute(cc_sim *sim, const char *address, uint64_t frames) {
+    cc__sim_endpoint *endpoint = cc__sim_find(sim, address);
+    if (endpoint) endpoint->frames_max = frames;
 }
 
 void cc_sim_pause(cc_sim *sim, const char *address, int paused) {

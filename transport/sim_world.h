@@ -105,6 +105,9 @@ struct cc__sim_endpoint {
     uint32_t n_slots, cursor;
     uint32_t generation;
     uint64_t sent_bytes, received_bytes, bad_connections;
+    uint64_t sent_frames, frames_max; /* beyond frames_max they are lost */
+    int64_t offset_ns;                /* of its clock, and how fast that is */
+    int32_t fast_ppm;
 };
 
 typedef struct cc__sim_cut {
@@ -120,6 +123,8 @@ struct cc_sim {
     int64_t low_ns, high_ns;
     uint32_t window_bytes;
     uint64_t bytes_per_s;
+    int64_t offset_ns; /* of the clocks of endpoints opened from now on */
+    int32_t fast_ppm;
     uint32_t opened; /* endpoints so far */
     cc__sim_endpoint *endpoints;
     cc__sim_stream *streams, *last_stream;
@@ -159,6 +164,9 @@ void cc__sim_shut(cc_sim *sim, cc__sim_pipe *pipe, cc_status why);
 void cc__sim_reset(cc_sim *sim, cc__sim_pipe *pipe, cc_status why, int certain);
 /* Whether a fault holds back what end `side` writes. */
 int cc__sim_is_held(const cc__sim_stream *stream, int side);
+
+/* A time of the world as the endpoint's clock shows it. */
+int64_t cc__sim_local(const cc__sim_endpoint *endpoint, int64_t ns);
 
 /* A live endpoint with that address, or NULL. */
 cc__sim_endpoint *cc__sim_find(cc_sim *sim, const char *address);

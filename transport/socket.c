@@ -183,10 +183,13 @@ void cc__socket_tune_bulk(int fd) {
     set_int(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, CC__NOTSENT_BYTES);
 }
 
-void cc__socket_tune_relay(int fd) {
+void cc__socket_tune_relay(int fd, uint32_t dead_ms) {
+    int idle_s = (int)(dead_ms / 1000 * 5);
+    if (idle_s < 1) idle_s = 1;
+    if (idle_s > 32767) idle_s = 32767; /* Linux takes no more */
     set_int(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
-    set_int(fd, IPPROTO_TCP, TCP_KEEPIDLE, 10); /* seconds */
-    set_int(fd, IPPROTO_TCP, TCP_KEEPINTVL, 10);
+    set_int(fd, IPPROTO_TCP, TCP_KEEPIDLE, idle_s);
+    set_int(fd, IPPROTO_TCP, TCP_KEEPINTVL, idle_s);
     set_int(fd, IPPROTO_TCP, TCP_KEEPCNT, 3);
 }
 

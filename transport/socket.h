@@ -79,7 +79,7 @@ void cc__socket_network(int fd, cc_network *out);
 
 /* For both connections of a relay, which has no heartbeats: the system asks whether a silent host
  * is still there. */
-void cc__socket_tune_relay(int fd);
+void cc__socket_tune_relay(int fd, uint32_t dead_ms);
 
 /* What has gone wrong with a connection that the system told of, or 0. It is told once. */
 int cc__socket_error(int fd);

@@ -48,11 +48,13 @@ class WorkerFailed(CollectivesError):
 
 
 class Worker:
-    """One worker process. `exit_code` is None while it runs."""
+    """One worker process. `exit_code` is None while it runs; any other than `expected_exit` is a
+    failure."""
 
     def __init__(self, name: str, command: list[str], env: dict[str, str], inbox: _Inbox) -> None:
         self.name = name
         self.exit_code: int | None = None
+        self.expected_exit = 0
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed in `end`)
         self.process = subprocess.Popen(
             command,
@@ -149,9 +151,9 @@ class Workers:
         self, timeout: float, alive: Callable[[], bool] = lambda: True
     ) -> tuple[Worker, Message | None]:
         """The next (worker, message), from whichever worker; the message is None if it has ended
-        well.
+        as expected.
 
-        Raises: WorkerFailed for a worker that ended badly. TimedOut if nothing came within
+        Raises: WorkerFailed for a worker that ended otherwise. TimedOut if nothing came within
             `timeout` seconds. CollectivesError if `alive`, asked now and then, says no.
         """
         end = time.monotonic() + timeout
@@ -169,7 +171,7 @@ class Workers:
                 continue
             if message is None:
                 worker.exit_code = worker.process.wait()
-                if worker.exit_code != 0:
+                if worker.exit_code != worker.expected_exit:
                     raise worker.failure()
             elif "error" in message:
                 raise WorkerFailed(f"{worker.name}: {message['error']}")

@@ -35,6 +35,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="as the peers': lan, or wan for five times as long (default: lan)",
     )
     parser.add_argument(
+        "--journal",
+        metavar="PATH",
+        help="a file to go on from after a crash or a restart; made if it is not there",
+    )
+    parser.add_argument(
+        "--recover",
+        action="store_true",
+        help="the journal is lost or damaged: take groups over from their members; operations of "
+        "which nobody knows what was decided end with OutcomeUnknown",
+    )
+    parser.add_argument(
         "--log", choices=LOG_LEVELS, help="what to log to standard error (default: warning)"
     )
     parser.add_argument(
@@ -63,6 +74,8 @@ async def _serve(args: argparse.Namespace, timeouts: config.Timeouts) -> None:
             args.listen,
             insecure=args.insecure,
             timeouts=timeouts,
+            journal=args.journal,
+            recover=args.recover,
             on_ready=lambda url: print(f"ready {url}", flush=True),
             stop=stop,
         )

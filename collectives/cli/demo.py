@@ -1,20 +1,24 @@
-"""`collectives demo`: trains a small model with peers that come and go, and checks every bit.
+"""`collectives demo`: trains a small model while peers and coordinator come, go and are killed, and
+checks every bit.
 
-Some processes train together, data-parallel; one more joins in the middle, and one of the first
-leaves later. Afterwards one process computes the same training alone, from the record of who was a
-member when, and the weights must be the same bits. What the peers do is in `demo_worker`, what they
-train in `demo_model`; this is the command: it starts them, shows how it goes, and judges.
+Some processes train together, data-parallel. The coordinator is killed and, some steps later, goes
+on from its journal; one more peer joins; one is killed in the middle of an all_reduce; one leaves.
+Afterwards one process computes the same training alone, from the record of who contributed to which
+step, and the weights must be the same bits. What the peers do is in `demo_worker`, what they told
+in `demo_record`, what they train in `demo_model`; this is the command: it starts them, kills, shows
+how it goes, and judges.
 """
 
 from __future__ import annotations
 
 import argparse
 import pathlib
+import signal
 import tempfile
 import time
-from dataclasses import dataclass, field
 
 from collectives.cli import _launch
+from collectives.cli.demo_record import Contributors, Place, Record, contributors
 from collectives.cli.demo_worker import Schedule
 from collectives.cli.progress import Progress
 from collectives.coordinator.process import CoordinatorProcess
@@ -23,6 +27,7 @@ WORKER = "collectives.cli.demo_worker"
 SILENCE = 90.0  # seconds without a word from any worker: something hangs
 FALL = 0.9  # of the first held-out loss: what the last one must be below
 LEAVER = 1  # the index of the peer that leaves
+VICTIM = 2  # of the one that is killed, if there are more than this to begin with
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,8 +48,7 @@ def run(args: argparse.Namespace) -> int:
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="collectives-demo-") as folder:
         demo = Demo(args, pathlib.Path(folder))
-        with CoordinatorProcess() as coordinator:
-            demo.train(coordinator)
+        demo.train()
         demo.compute_reference()
         checks = demo.checks()
     print()
@@ -53,25 +57,6 @@ def run(args: argparse.Namespace) -> int:
     good = all(passed for passed, _ in checks)
     print(f"{'all checks passed' if good else 'the demo FAILED'}, {time.monotonic() - start:.1f} s")
     return 0 if good else 1
-
-
-@dataclass
-class Record:
-    """What one peer told of itself."""
-
-    name: str
-    file: pathlib.Path
-    places: list[tuple[int, int, int]] = field(default_factory=list)  # from step, rank, size
-    joined: tuple[int, str] | None = None  # step and digest, and so below
-    left: tuple[int, str] | None = None
-    end: tuple[int, str] | None = None
-    gathered: list[str] = field(default_factory=list)
-
-    def spans(self) -> list[tuple[int, int, int, int]]:
-        """From step, to step, rank, size: where it was when."""
-        last = self.left or self.end
-        ends = [place[0] for place in self.places[1:]] + [0 if last is None else last[0]]
-        return [(*place[:1], end, *place[1:]) for place, end in zip(self.places, ends, strict=True)]
 
 
 class Demo:
@@ -85,44 +70,72 @@ class Demo:
         ]
         self.newcomer = self.records[-1]
         self.leaver = self.records[LEAVER]
-        self.connects = Schedule(args.steps).newcomer_connects
+        self.victim = self.records[VICTIM] if args.peers > VICTIM else None
+        self.schedule = Schedule(args.steps)
+        self.coordinator = CoordinatorProcess(journal=folder / "journal")
+        self.killed = False  # the coordinator
+        self.outage: list[int] = []  # the steps at which it was killed and started again
+        self.contributors: list[Contributors] = []
         self.reference: _launch.Message = {}
         self.reference_file = folder / "reference.state"
         self.progress = Progress(total=args.steps)
 
     # ---- the training -------------------------------------------------------------------------
 
-    def train(self, coordinator: CoordinatorProcess) -> None:
+    def train(self) -> None:
         args = self.args
+        kill = ", one is killed" if self.victim else ""
         print(
-            f"{args.peers} peers train a character model for {args.steps} steps; "
-            f"one joins, one leaves\n\n{'step':>6} {'epoch':>6} {'members':>8} {'loss':>7} "
-            f"{'tokens/s':>10}",
-            flush=True,
+            f"{args.peers} peers train a character model for {args.steps} steps;\n"
+            f"one joins, one leaves{kill}, and the coordinator is killed and started again"
         )
-        with _launch.Workers() as workers, self.progress:
+        if not self.victim:
+            print(f"(a peer is killed, too, with --peers {VICTIM + 1} or more)")
+        print(f"\n{'step':>6} {'epoch':>6} {'members':>8} {'loss':>7} {'tokens/s':>10}", flush=True)
+        with self.coordinator, _launch.Workers() as workers, self.progress:
             by_name: dict[str, _launch.Worker] = {}
             for index, record in enumerate(self.records):
-                spec = self._spec(coordinator.url, index, record)
+                spec = self._spec(index, record)
                 by_name[record.name] = workers.start(record.name, WORKER, spec, _launch.ONE_THREAD)
             for record in self.records[:-1]:
                 by_name[record.name].send({"go": True})
-            newcomer = by_name[self.newcomer.name]
             running = len(by_name)
             while running:
-                worker, message = workers.receive(SILENCE, lambda: _runs(coordinator))
+                worker, message = workers.receive(SILENCE, self._coordinated)
                 if message is None:
                     running -= 1
-                    continue
-                self._take(worker.name, message)
-                if message["event"] == "step" and message["step"] >= self.connects:
-                    newcomer.send({"go": True})  # Later ones are not read.
+                elif message["event"] != "call":
+                    self._take(worker, message)
+                elif message["step"] == self.schedule.coordinator_dies:
+                    self._kill_coordinator(message["step"])
+                    worker.send({"go": True})
+                else:
+                    self._start_coordinator(message["step"])
+                    by_name[self.newcomer.name].send({"go": True})
 
-    def _spec(self, url: str, index: int, record: Record) -> _launch.Message:
+    def _coordinated(self) -> bool:
+        return self.coordinator.running or len(self.outage) == 1
+
+    def _kill_coordinator(self, step: int) -> None:
+        self.killed = self.coordinator.kill() == -signal.SIGKILL
+        self.outage = [step]
+        self._tell(f"the coordinator is killed after {step} steps")
+
+    def _start_coordinator(self, step: int) -> None:
+        self.coordinator.start()
+        self.outage.append(step)
+        self._tell(
+            f"the coordinator is started again after {step} steps and goes on from its journal"
+        )
+
+    def _tell(self, text: str) -> None:
+        self.progress.line(f"       {text}")
+
+    def _spec(self, index: int, record: Record) -> _launch.Message:
         args = self.args
         return {
             "role": "peer",
-            "url": url,
+            "url": self.coordinator.url,
             "name": record.name,
             "index": index,
             "peers": args.peers,
@@ -131,56 +144,61 @@ class Demo:
             "corrupt_rank": args.corrupt_rank,
             "newcomer": record is self.newcomer,
             "leaver": record is self.leaver,
+            "victim": record is self.victim,
             "file": str(record.file),
         }
 
-    def _take(self, name: str, message: _launch.Message) -> None:
-        record = next(record for record in self.records if record.name == name)
-        event = message["event"]
+    def _take(self, worker: _launch.Worker, message: _launch.Message) -> None:
+        record = next(record for record in self.records if record.name == worker.name)
+        event, step = message["event"], message.get("step", 0)
         if event == "step":
             self.progress.line(
-                f"{message['step']:>6} {message['epoch']:>6} {message['size']:>8} "
+                f"{step:>6} {message['epoch']:>6} {message['members']:>8} "
                 f"{message['loss']:>7.3f} {message['tokens_per_s']:>10.0f}"
             )
         elif event == "progress":
-            self.progress.show("steps", message["step"])
+            self.progress.show("steps", step)
         elif event == "place":
-            record.places.append((message["step"], message["rank"], message["size"]))
+            self._take_place(record, message)
         elif event == "joined":
-            record.joined = message["step"], message["digest"]
-            self.progress.line(f"       {name} joins: it has the state of step {message['step']}")
+            record.joined = step, message["digest"]
+            self._tell(f"{record.name} joins: it has the state of step {step}")
+        elif event == "dies":
+            record.killed = step
+            worker.expected_exit = -signal.SIGKILL
+            self._tell(f"{record.name} is killed in the middle of step {step + 1}")
         elif event == "left":
-            record.left = message["step"], message["digest"]
-            self.progress.line(f"       {name} leaves after {message['step']} steps")
+            record.left = step, message["digest"]
+            self._tell(f"{record.name} leaves after {step} steps")
         elif event == "end":
-            record.end = message["step"], message["digest"]
+            record.end = step, message["digest"]
             record.gathered = message["gathered"]
+
+    def _take_place(self, record: Record, message: _launch.Message) -> None:
+        step, missing = message["step"], tuple(message["missing"])
+        had_holes = bool(record.places and record.places[-1].missing)
+        record.places.append(Place(step, message["rank"], message["size"], missing))
+        if message["rank"] != 0:
+            return
+        if missing:
+            self._tell(
+                f"step {step + 1} is finished among {message['size'] - len(missing)} of "
+                f"{message['size']}, at attempt {message['attempts']}, "
+                f"{1000 * message['lost_s']:.0f} ms lost"
+            )
+        elif had_holes:
+            self._tell(f"the hole is closed from step {step + 1} on")
 
     # ---- the reference ------------------------------------------------------------------------
 
-    def sizes(self) -> list[int]:
-        """The number of members of each step. Raises ValueError if the peers' records contradict
-        each other: in every step each rank must have been exactly one peer's."""
-        sizes = []
-        for step in range(self.args.steps):
-            here = [
-                (rank, size)
-                for record in self.records
-                for begin, end, rank, size in record.spans()
-                if begin <= step < end
-            ]
-            if sorted(here) != [(rank, len(here)) for rank in range(len(here))] or not here:
-                raise ValueError(f"the peers do not agree on who was a member in step {step}")
-            sizes.append(len(here))
-        return sizes
-
     def compute_reference(self) -> None:
         print("       computing the same in one process ...", flush=True)
+        self.contributors = contributors(self.records, self.args.steps)
         marks = [self.newcomer.joined, self.leaver.left]
         spec = {
             "role": "reference",
             "seed": self.args.seed,
-            "sizes": self.sizes(),
+            "contributors": self.contributors,
             "digest_steps": [mark[0] for mark in marks if mark is not None],
             "file": str(self.reference_file),
         }
@@ -203,7 +221,7 @@ class Demo:
         steps = self.args.steps
         before, after = self.reference["held_out"]
         digests = {int(step): digest for step, digest in self.reference["digests"].items()}
-        final = [record for record in self.records if record.left is None]
+        final = [record for record in self.records if record.survived]
         hashes = {record.end[1] for record in final if record.end is not None}
         rows = [sorted(set(record.gathered)) for record in final]
         agreed = all(row == sorted(hashes) for row in rows) and len(hashes) == 1
@@ -217,6 +235,8 @@ class Demo:
                 5 * stayed >= steps,
                 f"{self.newcomer.name} joined and took part in {stayed} of {steps} steps",
             ),
+            self._check_coordinator(),
+            *self._check_victim(),
             (left is not None, f"{self.leaver.name} left"),
             (
                 joined is not None
@@ -236,9 +256,42 @@ class Demo:
             ),
         ]
 
+    def _check_coordinator(self) -> tuple[bool, str]:
+        """That it was away, and that what needs it came later: the newcomer and the death."""
+        away, back = self.outage
+        later = [self.newcomer.joined[0] if self.newcomer.joined else 0]
+        text = f"let {self.newcomer.name} in"
+        if self.victim is not None:
+            later.append(self.victim.killed or 0)
+            text += f" and found {self.victim.name} dead"
+        return (
+            self.killed and away < back <= min(later),
+            f"the coordinator was killed after {away} steps; {back - away} steps went on without "
+            f"it; started again, it {text}",
+        )
+
+    def _check_victim(self) -> list[tuple[bool, str]]:
+        """That its rank was a hole from its death to the next boundary, and there was no other. If
+        its part still counts, a boundary may come and go before anybody misses it."""
+        victim = self.victim
+        if victim is None:
+            return []
+        if victim.killed is None:
+            return [(False, f"{victim.name} was killed")]
+        step = victim.killed
+        ranks = self.contributors[step][1]
+        counts = "with" if victim.places[-1].rank in ranks else "without"
+        holes = [s for s, (size, ranks) in enumerate(self.contributors) if len(ranks) < size]
+        first = min(holes, default=step)
+        closed = next(s for s in range(first + 1, self.args.steps) if self.schedule.is_boundary(s))
+        return [
+            (
+                first in (step, step + 1) and holes in ([], list(range(first, closed))),
+                f"{victim.name} was killed in the middle of step {step + 1}: its survivors "
+                f"finished that step among {len(ranks)}, {counts} its part, and closed the hole "
+                f"before step {closed + 1}",
+            )
+        ]
+
     def _equals_reference(self, record: Record) -> bool:
         return record.file.read_bytes() == self.reference_file.read_bytes()
-
-
-def _runs(coordinator: CoordinatorProcess) -> bool:
-    return coordinator.process is not None and coordinator.process.poll() is None

@@ -1,12 +1,15 @@
 """The demo's worker processes: a peer that trains, and the one-process reference.
 
 All peers follow one schedule, which is a function of the number of steps: every few steps is a
-boundary; at a third of the steps the newcomer is told to connect; at half of them the members wait
-for it if it is not there yet; at three quarters the leaver goes.
+boundary; at a sixth of the steps the coordinator is killed; at a third it is started again and the
+newcomer told to connect; at half of them the members wait for it if it is not there yet; at five
+eighths the victim is killed; at three quarters the leaver goes.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -32,12 +35,22 @@ class Schedule:
         return max(1, self.steps // 60)
 
     @property
+    def coordinator_dies(self) -> int:
+        return self.steps // 6
+
+    @property
     def newcomer_connects(self) -> int:
+        """The coordinator is back then."""
         return self.steps // 3
 
     @property
     def newcomer_needed(self) -> int:
         return self.steps // 2
+
+    @property
+    def victim_dies(self) -> int:
+        """In the middle of this step."""
+        return self.steps * 5 // 8
 
     @property
     def leaver_goes(self) -> int:
@@ -67,6 +80,7 @@ class Peer:
         # One element more than weights: the loss travels with the gradient.
         self.gradient = np.zeros(self.model.count + 1, np.float32)
         self.step = 0
+        self.place: _launch.Message = {}  # as it was told last
         self.tokens, self.since = 0, time.monotonic()
 
     def run(self) -> None:
@@ -76,7 +90,6 @@ class Peer:
             arrived = bool(self.spec["newcomer"])
             if arrived:
                 self._share(comm)
-            self._tell_place(comm)
             while self.step < self.schedule.steps:
                 if self.schedule.is_boundary(self.step) and not arrived:
                     if self._leaves():
@@ -85,6 +98,8 @@ class Peer:
                         return
                     self._boundary(comm)
                 arrived = False
+                if comm.rank == 0:
+                    self._call_parent()
                 self._train(comm)
             self._finish(comm)
 
@@ -114,8 +129,6 @@ class Peer:
             change = comm.admit()
         if change.joined:
             self._share(comm)
-        if change:
-            self._tell_place(comm)
 
     def _share(self, comm: cc.Communicator) -> None:
         """Rank 0's weights, moments and step for all: a newcomer knows none of them."""
@@ -124,8 +137,21 @@ class Peer:
         if self.spec["newcomer"]:
             self.parent.send(event="joined", **self._digest())
 
-    def _tell_place(self, comm: cc.Communicator) -> None:
-        self.parent.send(event="place", step=self.step, rank=comm.rank, size=comm.size)
+    def _call_parent(self) -> None:
+        """To kill the coordinator, and to start it again. Rank 0, and all others with it, goes on
+        once it is dead, so that it is known which steps went on without it."""
+        if self.step in (self.schedule.coordinator_dies, self.schedule.newcomer_connects):
+            self.parent.send(event="call", step=self.step)
+        if self.step == self.schedule.coordinator_dies:
+            self.parent.receive()
+
+    def _tell_place(self, comm: cc.Communicator, info: cc.Info) -> None:
+        """Who contributed to this step, if that is another answer than before."""
+        place = {"rank": comm.rank, "size": comm.size, "missing": info.missing}
+        if place != self.place:
+            self.place = place
+            told = {"attempts": info.attempts, "lost_s": info.lost_time}
+            self.parent.send(event="place", step=self.step, **place, **told)
 
     def _digest(self) -> dict[str, Any]:
         return {"step": self.step, "digest": demo_model.digest(self.state)}
@@ -134,20 +160,28 @@ class Peer:
         batch = self.text.batch(self.spec["seed"], self.step, comm.rank, comm.size)
         loss = self.model.loss(self.state[0], *batch, gradient=self.gradient[:-1])
         self.gradient[-1] = loss
+        if dies := self.spec["victim"] and self.step == self.schedule.victim_dies:
+            self.parent.send(event="dies", step=self.step)
         # "direct" adds from the left in rank order, which the reference repeats. "auto" would take
         # a ring for so long a vector: as deterministic, but another order of additions.
-        comm.all_reduce(self.gradient, out=self.gradient, op="avg", algorithm="direct")
+        work = comm.all_reduce(
+            self.gradient, out=self.gradient, op="avg", algorithm="direct", async_op=True
+        )
+        if dies:  # with its part on the way, and before it can know what becomes of it
+            os.kill(os.getpid(), signal.SIGKILL)
+        work.wait()  # whoever dies: the survivors get the mean of those that contributed
+        self._tell_place(comm, work.info)
         demo_model.update(self.state, self.gradient[:-1], self.step)
         self.step += 1
-        self.tokens += demo_model.BATCH * comm.size
+        self.tokens += demo_model.BATCH * work.info.contributors
         if comm.rank == 0 and (self.schedule.is_report(self.step) or self.step == 1):
-            self._report(comm)
+            self._report(comm, work.info.contributors)
         if comm.rank == 0 and self.schedule.is_progress(self.step):
             self.parent.send(event="progress", step=self.step)
         if comm.rank == self.spec["corrupt_rank"] and self.step == self.schedule.steps:
             self.state[0].view(np.uint32)[self.model.count // 2] ^= 1
 
-    def _report(self, comm: cc.Communicator) -> None:
+    def _report(self, comm: cc.Communicator, members: int) -> None:
         now = time.monotonic()
         rate = self.tokens / (now - self.since)
         self.tokens, self.since = 0, now
@@ -155,7 +189,7 @@ class Peer:
             event="step",
             step=self.step,
             epoch=comm.epoch,
-            size=comm.size,
+            members=members,
             loss=float(self.gradient[-1]),
             tokens_per_s=rate,
         )
@@ -170,24 +204,26 @@ class Peer:
 def reference(parent: _launch.Parent, spec: _launch.Message) -> None:
     """Trains alone: in every step it computes the gradients of all members, one after the other.
 
-    `spec["sizes"]` holds the number of members of each step."""
-    seed, sizes = spec["seed"], spec["sizes"]
+    `spec["contributors"]` holds the number of ranks of each step, and those that contributed."""
+    seed, contributors = spec["seed"], spec["contributors"]
     text = Text()
     model = Model(text.vocabulary)
     state = model.initial(seed)
     before = model.loss(state[0], *text.test())
     digests: dict[int, str] = {}
-    gradients: list[Floats] = [np.zeros(model.count, np.float32) for _ in range(max(sizes))]
-    schedule = Schedule(len(sizes))
-    for step, size in enumerate(sizes):
+    most = max(len(ranks) for _, ranks in contributors)
+    rows: list[Floats] = [np.zeros(model.count, np.float32) for _ in range(most)]
+    schedule = Schedule(len(contributors))
+    for step, (size, ranks) in enumerate(contributors):
         if schedule.is_progress(step):
             parent.send(event="progress", step=step)
         if step in spec["digest_steps"]:
             digests[step] = demo_model.digest(state)
-        for rank, gradient in enumerate(gradients[:size]):
+        gradients = rows[: len(ranks)]
+        for rank, gradient in zip(ranks, gradients, strict=True):
             model.loss(state[0], *text.batch(seed, step, rank, size), gradient=gradient)
-        demo_model.update(state, demo_model.mean_by_left_fold(gradients[:size]), step)
-    digests[len(sizes)] = demo_model.digest(state)
+        demo_model.update(state, demo_model.mean_by_left_fold(gradients), step)
+    digests[schedule.steps] = demo_model.digest(state)
     state.tofile(spec["file"])
     after = model.loss(state[0], *text.test())
     parent.send(event="reference", digests=digests, held_out=[before, after], count=model.count)

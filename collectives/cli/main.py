@@ -17,6 +17,7 @@ COMMANDS = {
     "coordinator": ("collectives.cli.coordinator", "run the membership service of a run"),
     "demo": ("collectives.cli.demo", "watch peers join and leave a training, checked bit for bit"),
     "bench": ("collectives.cli.bench", "measure latency and bandwidth"),
+    "trace": ("collectives.cli.trace", "join what several peers have recorded"),
 }
 
 

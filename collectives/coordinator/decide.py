@@ -7,7 +7,7 @@ a boundary is to be carried out, and which reports cannot be true.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 
@@ -72,12 +72,8 @@ def outcomes(
     """The commit rule, for every lane that is known. What is not committed fails, or with `retry`
     begins again in the next epoch."""
     differing = mismatches(reports)
-    marks = [_watermarks(report, decided) for report in reports.values()]
     result = []
-    for number in sorted(set(chain.from_iterable(marks)) | decided.keys()):
-        base = decided[number].failed if number in decided else 0
-        unused = LaneReport(number, base, base, base)
-        lanes = [member.get(number, unused) for member in marks]
+    for number, base, lanes in _all_lanes(reports, decided):
         committed = min(lane.done for lane in lanes)
         if number in differing:
             committed = max(base, min(committed, differing[number] - 1))
@@ -85,6 +81,29 @@ def outcomes(
         posted = max(posted, committed)
         result.append(Outcome(number, committed, committed if retry else posted, posted))
     return tuple(result)
+
+
+def known(reports: Reports, decided: Mapping[int, Outcome]) -> tuple[Outcome, ...]:
+    """Instead of the commit rule, where another coordinator may have decided already and nobody
+    knows what: a success that somebody returned stands, and all else that was posted fails."""
+    result = []
+    for number, _, lanes in _all_lanes(reports, decided):
+        committed = max(lane.committed for lane in lanes)
+        posted = max(committed, *(lane.posted for lane in lanes))
+        result.append(Outcome(number, committed, posted, posted))
+    return tuple(result)
+
+
+def _all_lanes(
+    reports: Reports, decided: Mapping[int, Outcome]
+) -> Iterator[tuple[int, int, list[LaneReport]]]:
+    """Each lane that is reported or was decided: its number, up to where it is decided, and where
+    each member stands in it."""
+    marks = [_watermarks(report, decided) for report in reports.values()]
+    for number in sorted(set(chain.from_iterable(marks)) | decided.keys()):
+        base = decided[number].failed if number in decided else 0
+        unused = LaneReport(number, base, base, base)
+        yield number, base, [member.get(number, unused) for member in marks]
 
 
 def behind(reports: Reports, decided: Mapping[int, Outcome]) -> dict[bytes, str]:

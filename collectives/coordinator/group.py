@@ -14,12 +14,14 @@ idempotent, because peers and coordinator repeat whatever was not acknowledged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 from collectives.config import Timeouts
 from collectives.coordinator import decide, records
+from collectives.coordinator.facts import Cleared, Fact, Fixed, Made, Published, Struck
 from collectives.coordinator.lobby import Joiner, Lobby
+from collectives.coordinator.notes import Notes
 from collectives.coordinator.roll import Roll
 from collectives.coordinator.standing import (
     NEVER,
@@ -45,32 +47,36 @@ from collectives.messages import (
 
 
 class Group:
-    """See the module. `send` takes a peer's id and a message."""
+    """See the module. `send` takes a peer's id and a message, `note` what is to be written down.
+    Rounds of rehearsals count up from `first_round`."""
 
     def __init__(
         self,
-        name: str,
-        number: int,
-        token: bytes,
+        made: Made,
         timeouts: Timeouts,
         send: Callable[[bytes, ToPeer], None],
-        root: str | None = None,
+        note: Callable[[Fact], None],
+        first_round: int = 0,
     ) -> None:
-        self.name = name
-        self.root = root or name  # the group that a subgroup's members all came from
-        self.is_subgroup = root is not None
-        self._settled_at = all_reported_at if root else partial(settled_at, timeouts=timeouts)
-        self.number = number
-        self.token = token
+        self.made = made
+        self.name = made.name
+        self.root = made.root or made.name  # the group that a subgroup's members all came from
+        self.is_subgroup = made.root is not None
+        by_time = partial(settled_at, timeouts=timeouts)
+        self._settled_at = all_reported_at if self.is_subgroup else by_time
+        self.number = made.group
+        self.token = made.token
         self.timeouts = timeouts
         self.send = send
         self.settings: Join | None = None  # the JOIN that fixed them
-        self.roll = Roll(name, number, send)
+        self.notes = Notes(note)
+        self.roll = Roll(self.name, self.number, send, self.notes.note, timeouts.repeat)
         self.held = False
         self.strikes: frozenset[decide.Pair] = frozenset()
         self.unreached: set[bytes] = set()  # members that a joiner could not reach
         self.pending = 0
-        self.lobby = Lobby(lambda joiner: self._welcome(joiner.join.id, joiner.serial))
+        self._ask_at = -NEVER  # when who waits may be told again to reach silent members
+        self.lobby = Lobby(self._welcome_joiner, first_round)
 
     @property
     def members(self) -> dict[bytes, Standing]:
@@ -80,6 +86,12 @@ class Group:
     def present(self) -> dict[bytes, Standing]:
         """The members that are not known to be gone."""
         return self.roll.present
+
+    @property
+    def recovering(self) -> bool:
+        """Whether another coordinator made this group, and may have decided what nobody told yet:
+        then nothing is decided but who is a member, and nothing written down before that is."""
+        return self.notes.are_held
 
     @property
     def idle(self) -> bool:
@@ -102,8 +114,9 @@ class Group:
         elif join.id in self.lobby.joiners:
             self._welcome(join.id, self.lobby.joiners[join.id].serial)
         else:
-            if self.idle:
+            if self.idle and join != self.settings:
                 self.settings = join
+                self.notes.note(Fixed(self.number, join))
             waiting = [joiner.join for joiner in self.lobby.joiners.values()]
             reason = records.objection(self.settings or join, join, waiting, bool(self.members))
             if reason is not None:
@@ -128,13 +141,16 @@ class Group:
         self._form(now)
         self.settle(now)
 
+    def knows(self, peer: bytes) -> bool:
+        """Whether it is, was or wants to be a member."""
+        return peer in self.lobby.joiners or self.roll.knows(peer)
+
     def report(self, sender: bytes, message: Report, now: float) -> None:
         """A member's report, which it sent itself or another member carried. Carried, what cannot
-        be true is ignored: it is no fault of the one in whose name it came."""
+        be true is ignored: it is no fault of the one in whose name it came. The group `knows` the
+        sender, whose own report is on no later epoch than `roll.epoch`."""
         if sender not in self.present:
-            if not self.roll.tell_former(sender) and sender not in self.lobby.joiners:
-                text = f"this peer is not a member of group {self.name!r}"
-                self.send(sender, Evicted(self.number, self.roll.epoch, False, text))
+            self.roll.tell_former(sender)
             return
         peer = sender if message.of == NO_PEER else message.of
         standing = self.present.get(peer)
@@ -142,10 +158,6 @@ class Group:
             return
         if message.epoch < self.roll.epoch:
             self.roll.publish_to(standing, now)
-            return
-        if message.epoch > self.roll.epoch:
-            self.roll.evict(standing, f"it reported on epoch {message.epoch}, which does not exist")
-            self.settle(now)
             return
         standing.installed = True
         first = self.roll.first_report == NEVER
@@ -199,6 +211,10 @@ class Group:
         if self.lobby.silent(now, self.timeouts.joiner_lost):
             self._recount()
             self._form(now)
+        if not self.unreached and now >= max(self._silent_at(), self._ask_at):
+            # Who waits has reached them once: does it still?
+            self._ask_at = now + self.timeouts.joiner_lost
+            self.lobby.next_round(self.lobby.joiners.values(), anew=False)
         self.roll.remind(now)
         self.settle(now)
 
@@ -207,11 +223,10 @@ class Group:
         joiners = self.lobby.joiners.values()
         times = [joiner.heard + self.timeouts.joiner_lost for joiner in joiners]
         times += self.roll.remind_at()
+        times.append(max(self._silent_at(), -NEVER if self.unreached else self._ask_at))
         present = self.present.values()
-        if self._doubted() and present:
-            times.append(max(s.heard for s in present) + self.timeouts.joiner_lost)
         if not self.held:
-            times.append(self._settled_at(self.present))
+            times.append(self._settled_at(self.present, self.strikes))
         else:
             doubted = self.unreached | accused(self.present)
             times += [s.heard + self.timeouts.dead for s in present if s.member.id in doubted]
@@ -225,12 +240,10 @@ class Group:
         if not self.members:
             return
         present = self.present
-        last_heard = max((s.heard for s in present.values()), default=-NEVER)
-        silent = now >= last_heard + self.timeouts.joiner_lost
-        if not present or (silent and self._doubted()):
+        if not present or (self.unreached and now >= self._silent_at()):
             self._dissolve("no member of the group could be reached any more", now)
             return
-        if now >= self._settled_at(present):
+        if now >= self._settled_at(present, self.strikes):
             self._decide(present, now)
 
     def _decide(self, present: dict[bytes, Standing], now: float) -> None:
@@ -250,7 +263,7 @@ class Group:
                 self.roll.evict(self.members[peer], "it closed the subgroup", left=True)
             else:
                 self.roll.evict(self.members[peer], reasons.get(peer, "it was taken for dead"))
-        boundary = decide.boundary(reports, self.roll.decided)
+        boundary = None if self.recovering else decide.boundary(reports, self.roll.decided)
         ready: list[Joiner] = []
         if boundary is not None:
             staying = reports.keys() - boundary.leavers
@@ -263,6 +276,10 @@ class Group:
         self.strikes = frozenset(pair for pair in self.strikes | links if pair <= reports.keys())
         if not reports:
             self._dissolve("the reports of all members contradict each other", now)
+        elif self.recovering:
+            assert self.roll.record is not None
+            self._publish(records.recovered(self.roll.record, reports), now)
+            self.notes.release()
         elif boundary is None:
             assert self.roll.record is not None
             self._publish(records.without_the_dead(self.roll.record, reports, bool(links)), now)
@@ -289,7 +306,7 @@ class Group:
         assert self.roll.record is not None
         for peer in boundary.leavers:
             self.roll.evict(self.members[peer], "it left the group", left=True)
-        joiners = [joiner.arrival for joiner in ready]
+        joiners = self.lobby.let_in(ready)
         record = records.after_boundary(self.roll.record, reports, boundary.leavers, joiners)
         if record is None:
             self._dissolve("all members left", now)
@@ -337,8 +354,57 @@ class Group:
         self.strikes = frozenset()
         self.unreached.clear()
         self.pending = 0
+        if self.recovering:  # nobody knows what number comes next: the group is forgotten
+            self.lobby.joiners.clear()
         self.lobby.next_round(self.lobby.joiners.values(), anew=True)
         self._form(now)
+
+    # ---- after a restart -------------------------------------------------------------------------
+
+    def replay(self, fact: Fixed | Published | Struck | Cleared) -> None:
+        """Makes a change again that was noted before."""
+        if isinstance(fact, Fixed):
+            self.settings = fact.join
+        else:
+            self.roll.replay(fact)
+
+    def resume(self, first_round: int, now: float) -> None:
+        """The coordinator is back. Who waited has to join again."""
+        self.lobby.round = first_round
+        self.roll.resume(now)
+
+    def take_over(self, settings: Join | None) -> None:
+        """Another coordinator made this group. The first claim follows."""
+        self.notes.hold()
+        self.notes.note(self.made)
+        if settings is not None:
+            self.settings = settings
+            self.notes.note(Fixed(self.number, settings))
+
+    def claim(self, peer: bytes, record: Epoch, now: float) -> bool:
+        """A peer is a member by a record of another coordinator. The newest such record is taken
+        over; whether this one can be of the same group's history."""
+        if record.epoch > self.roll.epoch:
+            self.notes.hold()
+            self.roll.adopt(record, now)
+            self.lobby.next_round(self.lobby.joiners.values(), anew=True)
+        last = self.roll.record
+        assert last is not None
+        if record.epoch == last.epoch and not records.same(record, last):
+            return False
+        if peer in self.present:
+            self.members[peer].installed |= record.epoch == last.epoch
+        elif not self.roll.tell_former(peer):
+            text = f"this peer was left out of epoch {last.epoch} of group {self.name!r}"
+            self.send(peer, Evicted(self.number, last.epoch, False, text))
+        return True
+
+    def snapshot(self) -> Iterator[Fact]:
+        """The facts that make this group."""
+        yield self.made
+        if self.settings is not None:
+            yield Fixed(self.number, self.settings)
+        yield from self.roll.snapshot()
 
     # ---- pieces ----------------------------------------------------------------------------------
 
@@ -366,10 +432,13 @@ class Group:
             for peer in present:
                 self.send(peer, Pending(self.number, pending))
 
-    def _doubted(self) -> bool:
-        """Whether a joiner could not reach the members: if they all are silent here too, the
-        group is no more."""
-        return bool(self.unreached) and bool(self.lobby.joiners)
+    def _silent_at(self) -> float:
+        """When all members will have been silent for too long, if somebody waits for them: if it
+        cannot reach them either, the group is no more."""
+        return self.roll.last_heard + self.timeouts.joiner_lost if self.lobby.joiners else NEVER
+
+    def _welcome_joiner(self, joiner: Joiner) -> None:
+        self._welcome(joiner.join.id, joiner.serial)
 
     def _welcome(self, peer: bytes, serial: int) -> None:
         members = tuple(standing.member for standing in self.present.values())

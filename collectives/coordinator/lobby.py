@@ -7,7 +7,7 @@ the first `size` that wait, the *candidates*. Whenever it changes whom to rehear
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from collectives.coordinator.decide import Pair
@@ -46,12 +46,13 @@ class Joiner:
 
 
 class Lobby:
-    """The waiting room of one group. `welcome` tells a joiner what it should rehearse for."""
+    """The waiting room of one group. `welcome` tells a joiner what it should rehearse for. Rounds
+    count up from `first_round`, beyond all that another coordinator may have named."""
 
-    def __init__(self, welcome: Callable[[Joiner], None]) -> None:
+    def __init__(self, welcome: Callable[[Joiner], None], first_round: int = 0) -> None:
         self.joiners: dict[bytes, Joiner] = {}  # in the order of arrival
         self.candidates: dict[bytes, Joiner] = {}  # who is to form the group, once prepared
-        self.round = 0
+        self.round = first_round
         self._apart: set[Pair] = set()  # candidates that, in this round, found no way
         self._welcome = welcome
 
@@ -91,6 +92,19 @@ class Lobby:
         """Who has reached all of these."""
         wanted = set(members)
         return [joiner for joiner in self.joiners.values() if joiner.reached >= wanted]
+
+    def let_in(self, ready: Sequence[Joiner]) -> list[tuple[Join, int]]:
+        """The arrivals of these, who become members before all others that wait, whoever came
+        first. Of two peers the one with the later serial dials, and only who waits knows of both:
+        so nobody who waits may have an earlier serial than a member."""
+        let_in = {joiner.join.id for joiner in ready}
+        in_order = sorted(
+            self.joiners.values(), key=lambda each: (each.join.id not in let_in, each.serial)
+        )
+        serials = sorted(each.serial for each in in_order)
+        for joiner, serial in zip(in_order, serials, strict=True):
+            joiner.serial = serial
+        return [joiner.arrival for joiner in ready]
 
     def has_reached(self, joiner: Joiner, peers: Iterable[bytes], network: Network) -> None:
         joiner.reached.update(peers)

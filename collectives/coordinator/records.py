@@ -16,6 +16,7 @@ from collectives.messages import MEMBERS_MAX, NO_PEER, Cause, Epoch, Join, Membe
 _RETRIED = (Cause.LOST, Cause.LINK)
 """A program that called different operations, or whose time is over, would only fail again."""
 
+EPOCHS_SKIPPED = 1 << 32  # more than any coordinator publishes
 LATENCY_NS_MAX = 1 << 63  # the greatest power of two that fits into a record
 
 Arrival = tuple[Join, int]
@@ -161,6 +162,32 @@ def after_boundary(
     )
 
 
+def recovered(last: Epoch, reports: decide.Reports) -> Epoch:
+    """The first record of a coordinator that lost what it had decided, after the last one that a
+    member knows. Its number is beyond all that may have been published since."""
+    return Epoch(
+        group=last.group,
+        epoch=(last.epoch // EPOCHS_SKIPPED + 1) * EPOCHS_SKIPPED,
+        cause=Cause.RECOVERED,
+        world=last.world,
+        min_size=last.min_size,
+        lost=NO_PEER,
+        lost_rank=0,
+        members=tuple(member for member in last.members if member.id in reports),
+        lanes=decide.known(reports, decide.by_lane(last)),
+    )
+
+
+def same(one: Epoch, other: Epoch) -> bool:
+    """Whether two peers tell of the same record."""
+
+    def content(record: Epoch) -> tuple[object, ...]:
+        members = [(member.id, member.rank, member.serial) for member in record.members]
+        return record.epoch, record.cause, record.world, record.lanes, members
+
+    return content(one) == content(other)
+
+
 def worst(networks: Iterable[tuple[int, int]]) -> tuple[int, int]:
     """The greatest latency and the least bandwidth that are known, each rounded to a power of two
     (the worse one), so that records rarely differ in them; 0: not known."""
@@ -184,7 +211,11 @@ def assert_follows(last: Epoch | None, record: Epoch) -> None:
     if last is None:
         return
     assert record.group == last.group
-    assert record.epoch == last.epoch + 1
+    if record.cause is Cause.RECOVERED:
+        assert record.epoch > last.epoch
+        assert record.epoch % EPOCHS_SKIPPED == 0
+    else:
+        assert record.epoch == last.epoch + 1
     lanes = decide.by_lane(record)
     for lane in last.lanes:
         assert lanes[lane.lane].committed >= lane.failed, "a lane went back"

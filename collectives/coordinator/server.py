@@ -1,8 +1,8 @@
 """The coordinator on the network: a ZeroMQ ROUTER, asyncio, and the machine of `core`.
 
-All that is decided is decided in `core`; this module only moves messages, tells the time, and keeps
-out what is no message. A message that cannot be delivered is dropped, as ROUTER
-does: whatever matters is repeated.
+All that is decided is decided in `core`; this module only moves messages, tells the time, writes
+facts to the journal before anything of their step is sent, and keeps out what is no message. A
+message that cannot be delivered is dropped, as ROUTER does: whatever matters is repeated.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import os
 import random
 import threading
 from collections.abc import Callable
@@ -20,6 +21,7 @@ import zmq.asyncio
 
 from collectives import config, logs
 from collectives.coordinator.core import GROUPS_MAX, Core, Received, Send, Tick
+from collectives.coordinator.journal import Journal, open_or_set_aside
 from collectives.errors import CollectivesError, ProtocolError, SystemFailure
 from collectives.messages import (
     MESSAGE_BYTES_MAX,
@@ -30,6 +32,7 @@ from collectives.messages import (
     Ping,
     Pong,
     Refused,
+    Unknown,
     decode,
     encode,
     identity,
@@ -40,8 +43,6 @@ from collectives.settings import Settings
 log = logging.getLogger("collectives.coordinator")
 
 BATCH_MAX = 64
-HANDSHAKE_MS = 5000
-KEEPALIVE_MS = 2000
 
 
 def listen_address(listen: str, insecure: bool) -> tuple[str, int]:
@@ -62,6 +63,8 @@ async def serve(
     *,
     insecure: bool = False,
     timeouts: config.Timeouts = config.LAN,
+    journal: str | os.PathLike[str] | None = None,
+    recover: bool = False,
     on_ready: Callable[[str], None] | None = None,
     stop: asyncio.Event | None = None,
 ) -> None:
@@ -70,37 +73,63 @@ async def serve(
     Args:
         listen: ``host:port``; port 0 takes any free one.
         insecure: allow an address that other machines reach.
-        timeouts: `dead`, `settle` and `joiner_lost` count here.
+        timeouts: those between peer and coordinator count here, and `dead` and `settle`.
+        journal: the file that makes a restart possible; it is made if it is not there. None: the
+            groups are lost with the coordinator.
+        recover: the journal was lost, or is damaged (then it is set aside): groups that it does not
+            have are taken over from their members. What a member did not know to be decided ends
+            with `OutcomeUnknown`.
         on_ready: called with the URL, ``cc://host:port``, once peers can connect.
 
     Raises:
         ValueError: the address is wrong, or not allowed without a key.
         SystemFailure: nothing can listen there, for example because the port is in use.
+        JournalError: the journal is damaged, in use, or cannot be written any more.
     """
     host, port = listen_address(listen, insecure)
+    opened = open_or_set_aside if recover else Journal
+    book = None if journal is None else opened(journal)
     context = zmq.asyncio.Context()
     router = context.socket(zmq.ROUTER)
     try:
-        port = _bind(router, host, port)
+        core = _restored(book, timeouts, recover)
+        port = _bind(router, host, port, timeouts)
         url = config.SCHEME + config.format_address(host, port)
         log.info("serving at %s", url)
         if on_ready is not None:
             on_ready(url)
-        await _run(router, Core(random.SystemRandom(), timeouts), stop or asyncio.Event())
+        await _run(_Desk(router, core, book), stop or asyncio.Event())
         log.info("stopped")
     finally:
         router.close(linger=0)
         context.term()
+        if book is not None:
+            book.close()
 
 
-def _bind(router: zmq.asyncio.Socket, host: str, port: int) -> int:
+def _restored(journal: Journal | None, timeouts: config.Timeouts, recover: bool) -> Core:
+    """The machine as the journal has it; what it takes to start again is in the journal too."""
+    if journal is None:
+        log.info("without a journal: if this coordinator ends, its groups cannot go on")
+        return Core(random.SystemRandom(), timeouts, recover=recover)
+    run = journal.run.hex()[:8]
+    core = Core(random.SystemRandom(), timeouts, recover=recover, run=run)
+    core.restore(journal.facts, asyncio.get_running_loop().time())
+    journal.facts.clear()
+    journal.append(core.take_facts())
+    log.info("journal %s, run %s: %d groups", journal.path, run, len(core.groups))
+    return core
+
+
+def _bind(router: zmq.asyncio.Socket, host: str, port: int, timeouts: config.Timeouts) -> int:
+    keepalive_ms = config.milliseconds(timeouts.dead)
     router.setsockopt(zmq.IPV6, 1 if ":" in host else 0)
     router.setsockopt(zmq.MAXMSGSIZE, MESSAGE_BYTES_MAX)
-    router.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+    router.setsockopt(zmq.HANDSHAKE_IVL, config.milliseconds(timeouts.connect))
     # A peer that connects again after its connection broke must not wait for the old one to end.
     router.setsockopt(zmq.ROUTER_HANDOVER, 1)
-    router.setsockopt(zmq.HEARTBEAT_IVL, KEEPALIVE_MS)
-    router.setsockopt(zmq.HEARTBEAT_TIMEOUT, 5 * KEEPALIVE_MS)
+    router.setsockopt(zmq.HEARTBEAT_IVL, keepalive_ms)
+    router.setsockopt(zmq.HEARTBEAT_TIMEOUT, 5 * keepalive_ms)
     router.setsockopt(zmq.BACKLOG, 1024)
     try:
         router.bind(f"tcp://{config.format_address(host, port) if port else _any_port(host)}")
@@ -116,11 +145,11 @@ def _any_port(host: str) -> str:
     return f"[{host}]:*" if ":" in host else f"{host}:*"
 
 
-async def _run(router: zmq.asyncio.Socket, core: Core, stop: asyncio.Event) -> None:
+async def _run(desk: _Desk, stop: asyncio.Event) -> None:
     """Feeds the machine: what came, and ticks when it wants them, until `stop` is set."""
     loop = asyncio.get_running_loop()
     stopping = asyncio.ensure_future(stop.wait())
-    chronicle = Chronicle(core)
+    router, core = desk.router, desk.core
     try:
         while not stop.is_set():
             delay = core.deadline() - loop.time()
@@ -137,10 +166,9 @@ async def _run(router: zmq.asyncio.Socket, core: Core, stop: asyncio.Event) -> N
                     break
                 received = _decode(frames)
                 if received is not None:
-                    chronicle.received(received)
-                    await _send_all(router, core.step(received, loop.time()), chronicle)
+                    await desk.take(received, loop.time())
             if core.deadline() <= loop.time():
-                await _send_all(router, core.step(Tick(), loop.time()), chronicle)
+                await desk.take(Tick(), loop.time())
     finally:
         stopping.cancel()
 
@@ -161,15 +189,35 @@ def _decode(frames: list[bytes]) -> Received | None:
         return None
 
 
-async def _send_all(router: zmq.asyncio.Socket, actions: list[Send], chronicle: Chronicle) -> None:
-    encoded: dict[int, bytes] = {}  # one record goes to many
-    for action in actions:
-        data = encoded.get(id(action.message))
-        if data is None:
-            data = encoded[id(action.message)] = encode(action.message)
-        chronicle.sending(action.peer, action.message)
-        with contextlib.suppress(zmq.Again):  # its queue is full: it will be repeated
-            await router.send_multipart([identity(action.peer), data], zmq.NOBLOCK)
+class _Desk:
+    """One step after the other: decided, written down, sent."""
+
+    def __init__(self, router: zmq.asyncio.Socket, core: Core, journal: Journal | None) -> None:
+        self.router = router
+        self.core = core
+        self._journal = journal
+        self._chronicle = Chronicle(core)
+
+    async def take(self, event: Received | Tick, now: float) -> None:
+        """Raises JournalError, and has sent nothing then, if it cannot be written down."""
+        if isinstance(event, Received):
+            self._chronicle.received(event)
+        actions = self.core.step(event, now)
+        if self._journal is not None and (facts := self.core.take_facts()):
+            self._journal.append(facts)
+            if self._journal.is_large and not self.core.is_recovering:
+                self._journal.compact(self.core.snapshot())
+        await self._send_all(actions)
+
+    async def _send_all(self, actions: list[Send]) -> None:
+        encoded: dict[int, bytes] = {}  # one record goes to many
+        for action in actions:
+            data = encoded.get(id(action.message))
+            if data is None:
+                data = encoded[id(action.message)] = encode(action.message)
+            self._chronicle.sending(action.peer, action.message)
+            with contextlib.suppress(zmq.Again):  # its queue is full: it will be repeated
+                await self.router.send_multipart([identity(action.peer), data], zmq.NOBLOCK)
 
 
 class Chronicle:
@@ -178,6 +226,7 @@ class Chronicle:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._epochs: dict[int, Epoch] = {}  # group number -> the epoch told last
+        self._strangers: set[str] = set()  # what was said to some
 
     def received(self, event: Received) -> None:
         if isinstance(event.message, Bye):
@@ -190,6 +239,12 @@ class Chronicle:
             self._epoch(message)
         elif isinstance(message, (Refused, Evicted)):
             log.info("%s is %s: %s", self._who(peer), message.TYPE, message.reason)
+        elif isinstance(message, Unknown) and message.reason not in self._strangers:
+            level = logging.WARNING if message.recover else logging.ERROR
+            log.log(level, "%s: %s", self._who(peer), message.reason)
+            self._strangers.add(message.reason)
+            if len(self._strangers) > GROUPS_MAX:
+                self._strangers.clear()
         self._detail("to", peer, message)
 
     def _epoch(self, record: Epoch) -> None:
@@ -229,11 +284,15 @@ class CoordinatorServer:
         *,
         insecure: bool = False,
         timeouts: config.Timeouts = config.LAN,
+        journal: str | os.PathLike[str] | None = None,
+        recover: bool = False,
     ) -> None:
         self.url = ""
         self._listen = listen
         self._insecure = insecure
         self._timeouts = timeouts
+        self._journal = journal
+        self._recover = recover
         self._ready = threading.Event()
         self._error: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -268,6 +327,8 @@ class CoordinatorServer:
             asyncio.run(self._serve())
         except (CollectivesError, ValueError, OSError) as error:
             self._error = error
+            if self._ready.is_set():  # nobody else tells of it
+                log.error("the coordinator has ended: %s", error)
         finally:
             self._ready.set()
 
@@ -283,6 +344,8 @@ class CoordinatorServer:
             self._listen,
             insecure=self._insecure,
             timeouts=self._timeouts,
+            journal=self._journal,
+            recover=self._recover,
             on_ready=ready,
             stop=self._stop,
         )

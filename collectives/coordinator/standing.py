@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass, field
 
 from collectives.config import Timeouts
@@ -14,9 +14,6 @@ Network = tuple[int, int]
 """What the slowest of some links costs: nanoseconds of latency, bytes per second; 0: not known."""
 FATAL = (EvidenceKind.REFUSED, EvidenceKind.GOODBYE)
 """Evidence that suffices, whoever has it, against a member that has not reported."""
-UNACCUSED_FACTOR = 15
-"""A member that did not report though not all accuse it has this many times the dead time: its
-interpreter may be busy, or it is cut off from the coordinator alone."""
 
 
 @dataclass
@@ -42,7 +39,7 @@ def describe(peer: Member | Join) -> str:
     return f"the peer{rank}{name} at {peer.address}"
 
 
-def all_reported_at(members: Mapping[bytes, Standing]) -> float:
+def all_reported_at(members: Mapping[bytes, Standing], strikes: Set[Pair]) -> float:
     """As `settled_at`, for a subgroup: its few members are no witnesses of a death, which is found
     out in the group that they all came from. But who said goodbye is not waited for."""
     first = min((standing.reported_at for standing in members.values()), default=NEVER)
@@ -56,9 +53,11 @@ def all_reported_at(members: Mapping[bytes, Standing]) -> float:
     return NEVER if waiting else first
 
 
-def settled_at(members: Mapping[bytes, Standing], timeouts: Timeouts) -> float:
+def settled_at(members: Mapping[bytes, Standing], strikes: Set[Pair], timeouts: Timeouts) -> float:
     """When all of `members` will have reported or be dead, as things stand; NEVER while none has
-    reported. Docs/protocol.md, section 6, has the rule."""
+    reported. Docs/protocol.md, section 6, has the rule. `strikes`: pairs that were broken before.
+    When that costs one of them its place, there is a beat for all evidence to come in, for the
+    first pair that is told may be one of many that have one peer in common."""
     reporters = [standing for standing in members.values() if standing.report is not None]
     first = min((standing.reported_at for standing in reporters), default=NEVER)
     witnesses = _witnesses(reporters)
@@ -67,7 +66,13 @@ def settled_at(members: Mapping[bytes, Standing], timeouts: Timeouts) -> float:
         for peer, standing in members.items()
         if standing.report is None
     ]
-    return max([_dead_at(kinds, first, timeouts) for kinds in found], default=first)
+    silent = sum(all(EvidenceKind.SILENT in kinds for kinds in each) for each in found)
+    # One whose own links are cut finds all others silent: they get the time to say that they live.
+    at_once = silent <= len(witnesses)
+    at = max([_dead_at(each, first, timeouts, at_once) for each in found], default=first)
+    if broken_links(members, [standing.member.id for standing in reporters]) & strikes:
+        at = max(at, first + timeouts.beat)
+    return at
 
 
 def _witnesses(reporters: list[Standing]) -> list[Standing]:
@@ -94,15 +99,18 @@ def _witnesses(reporters: list[Standing]) -> list[Standing]:
     return left or reporters
 
 
-def _dead_at(found: list[set[EvidenceKind]], first: float, timeouts: Timeouts) -> float:
-    """When a member that does not report is dead. `found`: what each reporter has against it."""
+def _dead_at(
+    found: list[set[EvidenceKind]], first: float, timeouts: Timeouts, at_once: bool
+) -> float:
+    """When a member that does not report is dead. `found`: what each reporter has against it;
+    `at_once`: silence suffices, without waiting for more."""
     if any(not kinds.isdisjoint(FATAL) for kinds in found):
         return first
-    if all(EvidenceKind.SILENT in kinds for kinds in found):
+    if at_once and all(EvidenceKind.SILENT in kinds for kinds in found):
         return first
     if all(found):
         return first + timeouts.settle_time
-    return first + UNACCUSED_FACTOR * timeouts.dead
+    return first + timeouts.unaccused_time
 
 
 def accused(members: Mapping[bytes, Standing]) -> set[bytes]:

@@ -7,6 +7,7 @@
 #define CC_GROUPS_MAX 64u         /* of one context */
 #define CC_CLOSED_GROUPS_MAX 256u /* closed ones that a context remembers */
 #define CC_LANES_MAX 16u          /* of one group */
+#define CC_REASONS_MAX 16         /* records whose failures a lane remembers for late posts */
 #define CC_INFLIGHT_MAX 64u       /* operations open at once in one lane */
 #define CC_STREAMS_MAX 16u        /* bulk connections of one link */
 #define CC_SEGMENT_MIN 64u        /* payload bytes of one bulk frame */
@@ -25,5 +26,6 @@
 #define CC_MESSAGES_MAX 1024u             /* sends and receives open at once in one group */
 #define CC_NOTICES_MAX 128u /* operations of one lane that a peer can be told of in advance */
 #define CC_LINKS_MAX 2048u  /* of one context */
+#define CC_TRACE_EVENTS_MAX (1u << 20) /* that the flight recorder keeps; 64 bytes each */
 
 #endif

@@ -46,7 +46,7 @@ static inline int add_at(world *world, const char *bind_address) {
                           .bind_address = bind_address,
                           .streams = 2,
                           .segment_bytes = 1024,
-                          .timeouts = {200, 2000, 50, 20, 0},
+                          .timeouts = {200, 2000, 50, 20, 0, 0},
                           .world = world->sim};
     cc_transport_options open = {&options, cc__clock_monotonic(), 65536, 48};
     char message[CC_MESSAGE_MAX] = "";

@@ -51,10 +51,11 @@ class Loopback:
     def popen(self, slot: int, command: list[str], **options: Any) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, start_new_session=True, **options)
 
-    def cut(self, slot: int) -> None:
+    def cut(self, slot: int, partial: bool = False) -> None:
         raise AssertionError("nobody can be cut off on loopback")
 
-    heal = cut
+    def heal(self, slot: int) -> None:
+        raise AssertionError("nobody was cut off on loopback")
 
 
 class Namespaces(Loopback):
@@ -94,9 +95,19 @@ class Namespaces(Loopback):
         )
         return found
 
-    def cut(self, slot: int) -> None:
-        """A blackhole: what is on its way is lost too, and nobody is told."""
-        self._net.cut(self._host(slot))
+    def cut(self, slot: int, partial: bool = False) -> None:
+        """A blackhole: what is on its way is lost too, and nobody is told. `partial`: between this
+        slot and those of the other peers alone."""
+        host = self._host(slot)
+        if not partial:
+            self._net.cut(host)
+            return
+        others = ",".join(h for h in self._net.hosts if h not in (host, self._host(COORDINATOR)))
+        self._net.block(host, others)
+        self._net.block(others, host)
 
     def heal(self, slot: int) -> None:
-        self._net.heal(self._host(slot))
+        host = self._host(slot)
+        self._net.heal(host)
+        self._net.unblock(host, "*")
+        self._net.unblock("*", host)

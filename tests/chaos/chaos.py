@@ -37,7 +37,7 @@ from arena import Loopback, Namespaces, why_no_namespaces
 from checker import Checker, Story, Verdict
 from driver import Driver
 from faults import Kind
-from process import Failed, has_journal
+from process import Failed
 
 ROOT = Path(__file__).resolve().parents[2]
 TOLD_EVERY_S = 10.0
@@ -53,9 +53,6 @@ class Run:
         self.arena_class = Loopback if missing else Namespaces
         if missing:
             self.skip[Kind.CUT] = f"no network namespaces: {missing}"
-        self.journal = has_journal()
-        if not self.journal:
-            self.skip[Kind.COORDINATOR] = "this version's coordinator keeps no journal"
         args.folder.mkdir(parents=True, exist_ok=True)
         self.folder = Path(tempfile.mkdtemp(prefix=f"{args.seed}-", dir=args.folder))
         self.began = self._told = time.monotonic()
@@ -72,7 +69,6 @@ class Run:
                 self.args.seed,
                 self.args.peers,
                 self.skip,
-                self.journal,
                 self.args.limit,
                 self.args.plant,
             )
@@ -93,7 +89,9 @@ class Run:
             for p in self.driver.peers
             if p.ledger
         ]
-        self.verdict = Checker(self.args.seed, stories).check()
+        book = self.driver.book
+        self.verdict = Checker(self.args.seed, stories, book.members).check()
+        self.verdict.wrong += book.contradictions
 
     # ---- what is told ----------------------------------------------------------------------------
 
@@ -102,7 +100,7 @@ class Run:
         done, of the operation that the victim was in. `alone`: only where the group was whole
         before, and nothing else was done until then."""
         assert self.driver is not None
-        found: dict[Kind, list[float]] = {}
+        found: dict[str, list[float]] = {}
         unharmed = [p.ledger.lines for p in self.driver.peers if p.ledger and p.fault is None]
         times = [at for at, _, _ in self.driver.tally.at]
         for at, fault, number in self.driver.tally.at:
@@ -117,10 +115,11 @@ class Run:
             if end <= at or (alone and not fault.calm):
                 continue
             if not alone or not any(at < other < end for other in times):
-                found.setdefault(fault.kind, []).append(end - at)
+                name = f"partial {fault.kind.value}" if fault.partial else fault.kind.value
+                found.setdefault(name, []).append(end - at)
         return {
-            kind.value: {"p50_s": statistics.median(each), "max_s": max(each), "of": len(each)}
-            for kind, each in found.items()
+            name: {"p50_s": statistics.median(each), "max_s": max(each), "of": len(each)}
+            for name, each in found.items()
         }
 
     def report(self, broken: str) -> dict[str, Any]:
@@ -147,6 +146,7 @@ class Run:
             "boundaries": verdict.boundaries,
             "epochs": verdict.epochs,
             "contributors_unknown": verdict.anonymous,
+            "contributors_in_journal": verdict.in_journal,
             "recovery_alone": self.recoveries(alone=True),
             "recovery": self.recoveries(alone=False),
             "measured": tally.measured,

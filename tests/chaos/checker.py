@@ -3,15 +3,16 @@
 For each number, over live, dead and evicted peers: one outcome, the same bits, the same
 contributors in the same epoch; these bits are those of a reference that is computed here from the
 contributors' inputs; everybody who has the result is a contributor, and so is every peer to which
-nothing was done; every contributor had called; inputs are what they were. For each peer: no number
-is left out and epochs do not fall. It reads ledgers and nothing else, so what it says cannot depend
-on the library.
+nothing was done; every contributor had called; the contributors are the members that the
+coordinator's journal has for that epoch; inputs are what they were. For each peer: no number is
+left out and epochs do not fall. It reads ledgers and the journal, so what it says cannot depend on
+the core.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -42,6 +43,7 @@ class Verdict:
     boundaries: int = 0  # that changed the membership
     epochs: int = 0
     anonymous: int = 0  # whose contributors nobody knows
+    in_journal: int = 0  # whose contributors were compared with the journal's
 
     def say(self, text: str) -> None:
         if len(self.wrong) < TOLD_MAX:
@@ -49,8 +51,11 @@ class Verdict:
 
 
 class Checker:
-    def __init__(self, seed: int, stories: Sequence[Story]) -> None:
+    def __init__(
+        self, seed: int, stories: Sequence[Story], members: Mapping[int, frozenset[int]]
+    ) -> None:
         self.seed = seed
+        self.members = members  # by epoch, as the journal has them
         self.stories = {story.peer: story for story in stories}
         self.verdict = Verdict()
         self.ranks: list[int] = []  # by rank, as of the last boundary, who has it
@@ -175,9 +180,15 @@ class Checker:
             say(f"operation {number}: peers do not agree on who contributed: {worlds}")
             return None
         self.verdict.again += bool((known["attempts"] > 1).any())
-        (_, found) = worlds.pop()
+        (epoch, found) = worlds.pop()
         roster = [None if peer == HOLE else peer for peer in found]
         present = {peer for peer in roster if peer is not None}
+        self.verdict.in_journal += epoch in self.members
+        if present != self.members.get(epoch, present):
+            say(
+                f"operation {number}: {sorted(present)} contributed, and in the journal epoch "
+                f"{epoch} has {sorted(self.members[epoch])}"
+            )
         if missing := set(peers.tolist()) - present:
             say(f"operation {number}: {sorted(missing)} have its result and did not contribute")
         if kind is Kind.CALL and call.kind == "broadcast":  # who takes a copy adds nothing to it

@@ -22,10 +22,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from arena import Loopback
+from book import Book
 from faults import Fault, Kind
 from ledger import State
 from peers import PLANTED, Peer
-from process import Coordinator, Failed
+from process import JOURNAL, Coordinator, Failed
 from script import segment_bytes_of
 
 from collectives.config import LAN
@@ -43,7 +44,9 @@ QUIET_S = 15.0  # descriptors and threads of dead links are gone then
 AIM_S = 2.0
 TICK_S = 0.02
 STREAMS = Settings().streams
-GROWTH_MIB = 6.0  # and the segments that links hold: they count once they were used
+# What counts only once it was used: the trace, what links keep until it is confirmed, numpy's own;
+# and the segments that links hold.
+GROWTH_MIB = 10.0
 
 
 @dataclass
@@ -63,7 +66,6 @@ class Driver:
 
     Args:
         skip: kinds of faults that cannot be done here, and why.
-        journal: the coordinator keeps one.
         limit: seconds without progress, whatever was done to others, after which a peer hangs.
         plant: for its tests: a fault of the peers themselves (member.py).
     """
@@ -75,12 +77,12 @@ class Driver:
         seed: int,
         size: int,
         skip: dict[Kind, str],
-        journal: bool,
         limit: float,
         plant: str = "",
     ) -> None:
         self.arena, self.folder, self.seed, self.size = arena, folder, seed, size
-        self.skip, self.journal, self.limit, self.plant = skip, journal, limit, plant
+        self.skip, self.limit, self.plant = skip, limit, plant
+        self.book = Book(folder / JOURNAL)
         self.rng = random.Random(f"driver {seed}")
         self.peers: list[Peer] = []  # all there ever were; the position is the number
         self.slots: dict[int, Peer] = {}
@@ -105,7 +107,7 @@ class Driver:
 
     def run(self, faults: list[Fault], told: Callable[[int], None]) -> None:
         """Raises Failed. `told` is called with the number of faults that were done."""
-        self.coordinator = Coordinator(self.arena, self.folder, self.journal)
+        self.coordinator = Coordinator(self.arena, self.folder)
         self.until(self.whole, JOIN_S, "the group did not form")
         blocks = max(1, len(faults) // BLOCK)
         for number, fault in enumerate(faults):
@@ -123,6 +125,7 @@ class Driver:
             told(number + 1)
         self.measure()
         self.end_together()
+        self.book.read()
 
     # ---- the group -------------------------------------------------------------------------------
 
@@ -131,9 +134,7 @@ class Driver:
         now = time.monotonic()
         if self.back_at and now >= self.back_at:
             assert self.coordinator is not None
-            self.coordinator = Coordinator(
-                self.arena, self.folder, self.journal, self.coordinator.port
-            )
+            self.coordinator = Coordinator(self.arena, self.folder, self.coordinator.port)
             self.back_at = 0.0
             for peer in self.slots.values():
                 peer.moved_at = time.monotonic()
@@ -191,6 +192,8 @@ class Driver:
     def judge_exit(self, peer: Peer) -> None:
         """Ends a life; raises Failed if it did not end as it should."""
         code, state = peer.end(), peer.state
+        if peer.fault is not None and peer.fault.kind is Kind.CUT:
+            self.arena.heal(peer.slot)  # for the next one; it may have been told by the coordinator
         right = self.stopping and state is State.DONE and code == 0
         if peer.fault is not None:
             if peer.fault.kind is Kind.KILL:
@@ -260,7 +263,7 @@ class Driver:
         elif fault.kind is Kind.STOP:
             victim.signal(signal.SIGSTOP)
         else:
-            self.arena.cut(victim.slot)
+            self.arena.cut(victim.slot, fault.partial)
 
     def may_lose_one(self, fault: Fault) -> list[Peer]:
         """Whom this fault may hit now, in the order of their slots. Joiners too, by a kill."""
@@ -319,6 +322,7 @@ class Driver:
     def measure(self) -> None:
         """With a whole group: everybody holds what one holds, and the witnesses have not grown."""
         self.until(self.whole, JOIN_S, "the group is not whole when it is to be measured")
+        self.book.read()
         self.check_handles()
         for peer, memory in self.memory().items():
             if peer not in self._memory:

@@ -22,6 +22,7 @@ class Kind(enum.Enum):
 
 SHARES = {Kind.KILL: 60, Kind.STOP: 15, Kind.CUT: 15, Kind.COORDINATOR: 10}  # of a hundred
 AIMED = 0.75  # of the kills: they wait for the victim to be in an operation
+PARTIAL = 1 / 3  # of the blackholes: between the victim and its peers alone
 CALM = 0.5  # of the faults: they wait until the group is whole
 
 
@@ -32,6 +33,7 @@ class Fault:
     Attributes:
         number: its place in the plan, from 0.
         pick: whom it hits, of those that may be hit, from 0 to 1.
+        partial: a blackhole that leaves the victim its way to the coordinator.
         calm: it waits for a whole group; others come as soon as enough members are left, which may
             be in the middle of the recovery from the one before.
         aimed: it waits for the victim to begin an operation.
@@ -43,6 +45,7 @@ class Fault:
     number: int
     kind: Kind
     pick: float
+    partial: bool
     calm: bool
     aimed: bool
     wait: float
@@ -68,6 +71,7 @@ def plan(seed: int, count: int) -> list[Fault]:
             number=number,
             kind=kind,
             pick=rng.random(),
+            partial=kind is Kind.CUT and rng.random() < PARTIAL,
             calm=rng.random() < CALM,
             aimed=kind is not Kind.KILL or rng.random() < AIMED,
             wait=rng.choice([0.0, 0.0, rng.uniform(0, 0.05), rng.uniform(0, 0.4)]),

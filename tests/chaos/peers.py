@@ -45,7 +45,12 @@ class Peer(Process):
         self._progress: tuple[int, int] = (0, 0)
         address = arena.address(slot)
         command = [str(HERE / "member.py"), str(self._path), str(number), *words]
-        env = {"COLLECTIVES_LOG": "info", "OPENBLAS_NUM_THREADS": "1", PLANT: plant}
+        env = {
+            "COLLECTIVES_LOG": "info",
+            "COLLECTIVES_TRACE_DIR": str(folder),  # of failures: to be looked at beside the log
+            "OPENBLAS_NUM_THREADS": "1",
+            PLANT: plant,
+        }
         super().__init__(
             arena, slot, [*command, *([address] if address else [])], folder / f"p{number}.log", env
         )

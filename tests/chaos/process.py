@@ -62,17 +62,20 @@ class Process:
         return len(os.listdir(f"/proc/{self.pid}/{folder}"))
 
 
-class Coordinator(Process):
-    """The coordinator. `journal`: it may be killed and started again on the same port."""
+JOURNAL = "journal"
+"""The name of the coordinator's journal in a run's folder."""
 
-    def __init__(self, arena: Loopback, folder: Path, journal: bool, port: int = 0) -> None:
+
+class Coordinator(Process):
+    """The coordinator. It may be killed and started again on the same port: it has a journal."""
+
+    def __init__(self, arena: Loopback, folder: Path, port: int = 0) -> None:
         host = arena.address(COORDINATOR) or "127.0.0.1"
         words = ["-m", "collectives.cli.main", "coordinator", "--until-input-ends"]
         words += ["--listen", f"{host}:{port}", "--log", "info"]
         if arena.address(COORDINATOR):
             words.append("--insecure")
-        if journal:
-            words += ["--journal", str(folder / "journal")]
+        words += ["--journal", str(folder / JOURNAL)]
         super().__init__(arena, COORDINATOR, words, folder / "coordinator.log", {})
         self.url = self._ready()
         self.port = int(self.url.rpartition(":")[2])
@@ -95,9 +98,3 @@ class Coordinator(Process):
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.popen.wait(10)
         return self.end()
-
-
-def has_journal() -> bool:
-    """Whether this version's coordinator keeps one."""
-    words = [sys.executable, "-m", "collectives.cli.main", "coordinator", "--help"]
-    return "--journal" in subprocess.run(words, capture_output=True, text=True, check=True).stdout

@@ -151,8 +151,12 @@ def right_stories(last: int = 60) -> list[Story]:
     ]
 
 
+MEMBERS = {1: frozenset(range(PEERS)), 2: frozenset(range(PEERS - 1))}
+"""What the journal has of these two epochs."""
+
+
 def complaints(stories: list[Story]) -> list[str]:
-    return Checker(SEED, stories).check().wrong
+    return Checker(SEED, stories, MEMBERS).check().wrong
 
 
 def at(story: Story, number: int) -> np.ndarray:
@@ -170,8 +174,9 @@ def a_call(dtype: str = "", last: int = 28) -> int:
 
 
 def test_right_ledgers_are_right() -> None:
-    verdict = Checker(SEED, right_stories()).check()
+    verdict = Checker(SEED, right_stories(), MEMBERS).check()
     assert verdict.wrong == []
+    assert verdict.in_journal == verdict.operations - verdict.lost
     assert verdict.operations == 60 and verdict.again == 1 and verdict.epochs == 2
     assert verdict.recomputed > 30
 
@@ -215,6 +220,13 @@ def plant_stranger(stories: list[Story], number: int) -> None:
         at(story, number)["roster"][0][0] = 17
 
 
+def plant_no_such_member(stories: list[Story], number: int) -> None:
+    """All say that the dead one took part, in the epoch that was made without it."""
+    for story in stories:
+        at(story, number)["epoch"] = 2
+        story.lines["epoch"][number:] = 2
+
+
 def plant_gap(stories: list[Story], number: int) -> None:
     stories[1].lines = stories[1].lines[stories[1].lines["number"] != number]
 
@@ -251,6 +263,10 @@ def plant_old_epoch(stories: list[Story], number: int) -> None:
         (plant_missing_contributor, r"operation {n}: \[1\] have its result and did not contribute"),
         (plant_no_agreement, r"operation {n}: peers do not agree on who contributed"),
         (plant_stranger, r"operation {n}: p17 contributed and never called it"),
+        (
+            plant_no_such_member,
+            r"operation {n}: \[0, 1, 2\] contributed, and in the journal",
+        ),
         (plant_gap, r"p1: what follows operation .* is not {n}"),
         (plant_input, r"operation {n}, .*: the input of p1 was changed"),
         (plant_eviction, r"p1 was evicted though nothing was done to it"),

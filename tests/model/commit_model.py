@@ -29,7 +29,8 @@ from typing import ClassVar, NamedTuple
 
 from explore import Violation
 
-OPEN, FAILED = 0, -1  # an outcome; a positive one is the epoch whose members it succeeded among
+OPEN, FAILED = 0, -1  # an outcome. A positive one is the epoch whose members it succeeded among, a
+# negative one the epoch whose record ended it: that says why, and so all have to name the same.
 
 
 class Peer(NamedTuple):
@@ -90,6 +91,7 @@ class Data:
         "stale vote": "a vote of the epoch before counts",
         "vote after seal": "a peer that has sealed completes and votes on",
         "no promise": "a peer reports and goes on as if it had not",
+        "last reason": "who has yet to post an operation that failed is told why the last one did",
         "apply twice": "a record says what became of all operations, also of decided ones",
     }
 
@@ -189,6 +191,9 @@ class Data:
         committed, failed = s.records[p.epoch - 1]
         decided = 0 if self.mutant == "apply twice" else p.base
         outcome = list(p.outcome)
+        if self.mutant == "last reason" and failed > p.base:
+            for number in range(p.posted + 1, p.base + 1):
+                outcome[number - 1] = FAILED * p.epoch
         for number in range(decided + 1, max(committed, failed) + 1):
             fate = outcome[number - 1]
             if number <= committed:
@@ -198,7 +203,7 @@ class Data:
                     )
                 verdict = p.epoch
             else:
-                verdict = OPEN if self.retry else FAILED
+                verdict = OPEN if self.retry else FAILED * p.epoch
             if fate not in (OPEN, verdict):
                 return Violation(f"operation {number} ended with {fate} and is now {verdict}")
             outcome[number - 1] = verdict
@@ -277,7 +282,7 @@ class Data:
             if len(fates) > 1:
                 return Violation(f"operation {number} has outcomes {sorted(fates)}")
             for fate in fates:
-                if fate != FAILED and self.operations[number - 1] == "all":
+                if fate > OPEN and self.operations[number - 1] == "all":
                     if any(p.posted < number for p in s.peers if p.last >= fate):
                         return Violation(f"operation {number} counts a member that never posted it")
         waiting = {p.epoch for p in s.peers if not p.frozen}

@@ -33,9 +33,12 @@ SAFE: list[Any] = [
     Data(peers=3, epochs=2, retry=True),
     Data(peers=3, epochs=3, operations=("all",)),
     Data(peers=3, epochs=3, operations=("local",), retry=True),
+    Data(peers=3, epochs=3, restarts=0),
+    Data(peers=3, epochs=3, retry=True, restarts=0),
     Boundary(peers=2, epochs=3, wishes=(NOTHING, JOIN, LEAVE)),
     Boundary(peers=3, epochs=2, wishes=(NOTHING, JOIN, LEAVE)),
     Boundary(peers=3, epochs=3, boundaries=1),
+    Boundary(peers=3, epochs=3, restarts=0),
     Mismatch(peers=2, early_calls=True),
     Mismatch(peers=3),
 ]
@@ -60,6 +63,7 @@ BROKEN: list[tuple[Any, str]] = [
     (Data(peers=2, epochs=3, retry=True, mutant="stale vote"), "ended with 2 and is now 0"),
     (Data(peers=2, mutant="vote after seal"), "has outcomes [-1, 1]"),
     (Data(peers=2, retry=True, mutant="no promise"), "ended with 1 and is now 0"),
+    (Data(peers=2, epochs=3, mutant="last reason"), "has outcomes [-2, -1]"),
     (Data(peers=2, epochs=3, mutant="apply twice"), "ended with -1 and is now 2"),
     (Boundary(peers=2, mutant="any wish"), "is carried out beside others"),
     (Boundary(peers=2, mutant="late wish"), "is carried out and unchanged"),
@@ -120,6 +124,11 @@ def _two_epochs(state: commit_model.State) -> bool:
     )
 
 
+def _third_attempt(state: commit_model.State) -> bool:
+    """Two operations in flight were interrupted twice in a row, and one succeeds in each epoch."""
+    return any(p.outcome == (2, 3) for p in state.peers)
+
+
 def _forgotten_report(state: commit_model.State) -> bool:
     """The coordinator restarted and a record came of reports that were sent again."""
     return state.restarts == 1 and bool(state.records)
@@ -133,6 +142,7 @@ def _forgotten_report(state: commit_model.State) -> bool:
         (Data(peers=2), _failed_unposted),
         (Data(peers=3, retry=True), _second_attempt),
         (Data(peers=3, epochs=3, operations=("all",)), _two_epochs),
+        (Data(peers=2, epochs=3, retry=True), _third_attempt),
         (Data(peers=2), _forgotten_report),
     ],
     ids=lambda value: getattr(value, "__name__", "data"),

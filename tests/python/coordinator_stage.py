@@ -7,6 +7,7 @@ from typing import Any
 
 from collectives import messages as m
 from collectives.config import Timeouts
+from collectives.coordinator import facts as f
 from collectives.coordinator.core import Core, Received, Tick
 
 TIMEOUTS = Timeouts(dead=2.0, joiner_lost=5.0)
@@ -26,6 +27,7 @@ class Stage:
         self.now = 100.0
         self.said: dict[str, list[m.Message]] = {}
         self.welcomes: dict[str, list[m.Welcome]] = {}  # all there were
+        self.entries: list[bytes] = []  # of the journal of a coordinator that has one
 
     def say(self, who: str, message: m.Message) -> dict[str, list[m.Message]]:
         return self._take(Received(pid(who), message))
@@ -43,7 +45,9 @@ class Stage:
 
     def _take(self, event: Received | Tick) -> dict[str, list[m.Message]]:
         self.said = {}
-        for action in self.core.step(event, self.now):
+        actions = self.core.step(event, self.now)
+        self._write_down()
+        for action in actions:
             sent = m.decode(m.encode(action.message))
             assert sent == action.message
             who = chr(action.peer[0])
@@ -51,6 +55,17 @@ class Stage:
             if isinstance(sent, m.Welcome):
                 self.welcomes.setdefault(who, []).append(sent)
         return self.said
+
+    def restart(self, **options: Any) -> None:
+        """Another coordinator in its place, by the journal. The first time, it gets one."""
+        self.core = Core(random.Random(len(self.entries) + 2), TIMEOUTS, **options)
+        self.core.restore([fact for entry in self.entries for fact in f.decode(entry)], self.now)
+        self._write_down()
+
+    def _write_down(self) -> None:
+        facts = self.core.take_facts()
+        if facts:
+            self.entries.append(f.encode(facts))
 
     def join(self, who: str, **other: Any) -> dict[str, list[m.Message]]:
         fields = {

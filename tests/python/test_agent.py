@@ -23,7 +23,6 @@ from collectives import config
 from collectives import errors as e
 from collectives import messages as m
 from collectives.coordinator.server import CoordinatorServer
-from collectives.courier import REPORT_S
 
 
 @pytest.fixture
@@ -75,8 +74,8 @@ def test_a_report_becomes_an_epoch_at_once(server: CoordinatorServer, peer: Make
     started = time.monotonic()
     one.seal(evidence=(m.Evidence(two.join.id, m.EvidenceKind.REFUSED),))
     record = one.wait_epoch(1)
-    # Nothing on the way waits for a timer: the shortest of them is REPORT_S.
-    assert time.monotonic() - started < REPORT_S
+    # Nothing on the way waits for a timer: the shortest of them is `repeat`.
+    assert time.monotonic() - started < TIMEOUTS.repeat
     assert [member.name for member in record.members] == ["a"]
     assert record.lost == two.join.id
     ((status, reason),) = until(lambda: two.core.said("expel"))

@@ -17,6 +17,7 @@ def test_the_presets() -> None:
         assert (wan is None) if lan is None else math.isclose(wan, 5 * lan)
     assert c.LAN.settle_time == c.LAN.dead
     assert c.Timeouts(settle=0.5).settle_time == 0.5
+    assert c.milliseconds(0.0001) == 1 and c.milliseconds(2) == 2000
     with pytest.raises(ValueError, match="'lan' or 'wan'"):
         c.timeouts_named("moon")
 
@@ -28,6 +29,10 @@ def test_timeouts_out_of_range(value: float) -> None:
 
 
 def test_timeouts_that_make_no_sense() -> None:
+    with pytest.raises(ValueError, match="twice ping"):
+        c.Timeouts(ping=3.0)
+    with pytest.raises(ValueError, match="between beat"):
+        c.Timeouts(suspect=2.0)
     with pytest.raises(ValueError, match="twice beat"):
         c.Timeouts(beat=1.0, dead=1.5)
     with pytest.raises(TypeError, match="dead must be a number"):

@@ -120,7 +120,7 @@ def test_strangers_and_the_evicted_neither_carry_nor_are_carried() -> None:
     assert stage.say("a", carried("c", 2)) == {}  # it is gone
     assert stage.say("a", carried("x", 2)) == {}  # it never was there
     assert isinstance(stage.say("c", carried("b", 2))["c"][0], m.Evicted)
-    assert isinstance(stage.say("x", carried("b", 2))["x"][0], m.Evicted)
+    assert isinstance(stage.say("x", carried("b", 2))["x"][0], m.Unknown)
     said = stage.report("a", 2, {0: (0, 0, 1)})
     assert said == {"b": [m.Seal(1, 2)]}, "b has not reported on epoch 2"
 

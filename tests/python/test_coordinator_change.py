@@ -12,7 +12,10 @@ from coordinator_stage import (
     GONE,
     LINK,
     LOST,
+    SILENT,
+    TIMEOUTS,
     Stage,
+    epochs,
     names,
     pid,
     ranks,
@@ -31,8 +34,27 @@ def test_a_link_that_breaks_twice_costs_the_later_of_the_two() -> None:
         stage.report("a", epoch, {}, cause=LINK)
         stage.report("b", epoch, {}, cause=LINK, c=CLOSED)
         stage.report("c", epoch, {}, cause=LINK, b=CLOSED)
+    stage.tick(TIMEOUTS.beat)
     assert ranks(stage.record("a")) == {"a": 0, "b": 1}
     assert "twice" in stage.only("c", m.Evicted).reason
+
+
+def test_who_goes_for_a_broken_link_is_found_out_by_all_evidence() -> None:
+    """All links of b are cut. In the second epoch c tells first; the others are sealed by it, and
+    have reported before they find b silent themselves. c, the later of the two, must not go."""
+    stage = Stage(4)
+    stage.form("abcd")
+    stage.report("b", 1, {}, a=SILENT, c=SILENT, d=SILENT)
+    for who in "acd":
+        stage.report(who, 1, {}, b=SILENT)
+    assert len(stage.record("a").members) == 4
+    stage.report("c", 2, {}, b=SILENT)
+    for who in "abd":
+        assert epochs(stage.report(who, 2, {})) == []
+    for who in "ad":
+        assert epochs(stage.report(who, 2, {}, b=SILENT)) == []
+    stage.tick(TIMEOUTS.beat)
+    assert ranks(stage.record("a")) == {"a": 0, "c": 2, "d": 3}
 
 
 def test_a_link_that_was_good_in_between_is_forgiven() -> None:

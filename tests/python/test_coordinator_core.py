@@ -232,6 +232,31 @@ def test_who_reported_and_fell_silent_since_is_no_witness() -> None:
     assert ranks(stage.record("a")) == {"a": 0, "b": 1, "c": 2}
 
 
+def test_one_that_hears_nobody_takes_nobody_with_it() -> None:
+    """The links of a are cut, not its way to the coordinator, and it is the first to say so."""
+    stage = Stage(4)
+    stage.form("abcd")
+    assert epochs(stage.report("a", 1, {}, b=SILENT, c=SILENT, d=SILENT)) == []
+    for who in "bcd":
+        stage.report(who, 1, {}, a=SILENT)
+    assert ranks(stage.record("a")) == {"a": 0, "b": 1, "c": 2, "d": 3}
+    assert stage.record("a").cause is LINK
+    stage.report("a", 2, {}, b=SILENT, c=SILENT, d=SILENT)
+    for who in "bcd":
+        stage.report(who, 2, {}, a=SILENT)
+    stage.tick(TIMEOUTS.beat)
+    assert ranks(stage.record("b")) == {"b": 1, "c": 2, "d": 3}
+
+
+def test_the_last_one_of_many_waits_for_the_others_to_speak() -> None:
+    stage = Stage(4)
+    stage.form("abcd")
+    stage.report("a", 1, {}, b=SILENT, c=SILENT, d=SILENT)
+    assert epochs(stage.tick(TIMEOUTS.settle_time - 0.5)) == []
+    assert epochs(stage.tick(0.5)) == [2]
+    assert ranks(stage.record("a")) == {"a": 0}
+
+
 def test_one_that_hears_nobody_does_not_make_the_others_witnesses_of_nothing() -> None:
     """The links of a are cut, not its way to the coordinator: it accuses all, and all accuse it.
     That is no reason to take its word alone against c, which has not reported."""
@@ -344,14 +369,33 @@ def test_who_lacks_what_another_returned_is_evicted() -> None:
     assert stage.record("a").lanes == (m.Outcome(0, 3, 3, 3),)
 
 
-def test_a_report_of_a_stranger_gets_evicted() -> None:
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (m.Report(1, 1, LOST, 0, 0, (), ()), "'train' (1)"),
+        (m.Report(99, 1, LOST, 0, 0, (), ()), "number 99"),
+        (m.Ping(1), "'train' (1)"),
+        (m.Ping(99), "number 99"),
+        (m.Subgroup(1, bytes(16), (pid("x"),)), "'train' (1)"),
+    ],
+)
+def test_a_stranger_is_not_evicted_but_told_so(message: m.Message, words: str) -> None:
+    """It may be a member of another run, whose coordinator was here before."""
     stage = Stage(2)
     stage.form("ab")
-    stage.report("x", 1)
-    assert not stage.only("x", m.Evicted).left
-    stage.say("x", m.Report(99, 1, LOST, 0, 0, (), ()))
-    assert "restarted" in stage.only("x", m.Evicted).reason
+    stage.say("x", message)
+    (unknown,) = stage.said["x"]
+    assert isinstance(unknown, m.Unknown) and not unknown.recover
+    assert words in unknown.reason and "--recover" in unknown.reason
     assert stage.tick(10) == {}
+
+
+def test_a_member_that_knows_more_is_not_evicted_either() -> None:
+    stage = Stage(2)
+    stage.form("ab")
+    stage.report("a", 2)
+    assert "no epoch 2" in stage.only("a", m.Unknown).reason
+    assert list(stage.said) == ["a"]
 
 
 def test_silence_towards_the_coordinator_never_counts_against_a_member() -> None:

@@ -376,8 +376,8 @@ def disturb(world: World) -> None:
         world.broken.add(frozenset(p.id for p in rng.sample(world.running(), 2)))
 
 
-def run(seed: int, min_size: int) -> World:
-    world = World(seed, min_size)
+def run(seed: int, min_size: int, kind: type[World] = World) -> World:
+    world = kind(seed, min_size)
     for _ in range(SIZE):
         world.spawn()
     rng = world.rng

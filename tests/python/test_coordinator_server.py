@@ -6,6 +6,7 @@ groups, shrug off what is no message, and end when it is told to or its parent d
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -21,6 +22,7 @@ import zmq
 
 from collectives import config
 from collectives import messages as m
+from collectives.coordinator.journal import Disk, JournalError
 from collectives.coordinator.process import CoordinatorProcess
 from collectives.coordinator.server import CoordinatorServer
 from collectives.errors import SystemFailure
@@ -173,6 +175,34 @@ def test_a_port_in_use(server: CoordinatorServer) -> None:
     with pytest.raises(SystemFailure, match="cannot listen"):
         second.start()
     second.stop()
+
+
+def test_what_cannot_be_written_down_is_not_said(
+    connect: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    """The disk is full: the coordinator ends, and the one who joined last has heard nothing."""
+
+    def fails(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    with CoordinatorServer(journal=tmp_path / "journal") as server:
+        first, second = connect(server.url, "a"), connect(server.url, "b")
+        first.join()
+        assert first.receive(m.Welcome).term == 1
+        assert answers(second)
+        monkeypatch.setattr(Disk, "sync", fails)
+        second.join("another")
+        server._thread.join(10)
+        assert not server._thread.is_alive()
+        assert second.socket.poll(0) == 0
+        assert isinstance(server._error, JournalError)
+    told = [entry.getMessage() for entry in caplog.records if entry.levelname == "ERROR"]
+    assert len(told) == 1 and "no space left" in told[0] and str(tmp_path / "journal") in told[0]
+    monkeypatch.undo()
+    with CoordinatorServer(journal=tmp_path / "journal") as server:
+        again = connect(server.url, "a")
+        again.join()
+        assert again.receive(m.Welcome).term == 2
 
 
 def test_all_addresses_if_insecure(connect: Connect) -> None:

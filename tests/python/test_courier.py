@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from collectives import config, courier, events
 from collectives import errors as e
 from collectives import messages as m
@@ -77,14 +79,14 @@ class Peer:
     is_up = True
     cut = False  # nothing it says leaves, and nothing reaches it
 
-    def __init__(self, number: int, size: int) -> None:
+    def __init__(self, number: int, size: int, timeouts: config.Timeouts = TIMEOUTS) -> None:
         self.id = (number + 1).to_bytes(16, "big")
         fields: dict[str, Any] = {"version": m.PROTOCOL_VERSION, "group": "g", "rank": None}
         fields |= {"host": 1, "address": "127.0.0.1:1", "streams": 1, "segment_bytes": 64}
         join = m.Join(id=self.id, name=str(number), size=size, min_size=1, **fields)
         self.core = ListCore()
         self.said: list[m.ToCoordinator] = []
-        self.courier = courier.Courier(self.core, URL, join, TIMEOUTS, list)
+        self.courier = courier.Courier(self.core, URL, join, timeouts, list)
         self.courier.start(self, 0.0)
 
     def send(self, message: m.ToCoordinator) -> None:
@@ -139,6 +141,32 @@ def test_the_same_schedule_says_the_same() -> None:
         return [peer.core.installed for peer in peers]
 
     assert lived() == lived()
+
+
+@pytest.mark.parametrize("factor", [1, 5])
+def test_what_is_said_again_follows_the_timeouts(factor: int) -> None:
+    """JOINs, and reports: all of it is slower on slow networks."""
+    times = config.Timeouts(ping=0.5, repeat=0.75).scaled(factor)
+    lonely, said = Peer(0, 1, times), []
+    for now in range(4 * factor + 1):
+        lonely.courier.tick(float(now) / 4)
+        said += [now / 4 for message in lonely.said if isinstance(message, m.Join)]
+        lonely.said.clear()
+    assert said == [0.5 * factor * i for i in range(3)]
+
+    coordinator = Core(random.Random(5), times)
+    peer = Peer(0, 1, times)
+    now = run([peer], 0.1, coordinator)
+    peer.cut = True
+    peer.core.report(m.Cause.DEADLINE)
+    begun, reports = now, 0
+    while now < begun + 3 * factor:
+        peer.courier.take_events(now)
+        peer.courier.tick(now)
+        reports += sum(isinstance(message, m.Report) for message in peer.said)
+        peer.said.clear()
+        now += 0.05
+    assert reports == 4
 
 
 def test_time_alone_tells_that_nobody_answers() -> None:
@@ -230,6 +258,20 @@ def test_what_is_carried_is_said_again_until_there_is_a_record() -> None:
     one.courier.take_events(now)
     one.courier.tick(now + 10)
     assert len(said) == 4
+
+
+def test_stragglers_are_warned_of_by_name(caplog) -> None:
+    """Of a group that this peer is in; the event may be older than what it is about."""
+    (one, _), _, now = formed(2)
+    waits = events.Waits(1, 0, 3, "barrier()", 30.0, True, (1, 7), 2)
+    one.core.events += [waits, replace(waits, group=9)]
+    one.courier.take_events(now)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and record.name == "collectives.agent"
+    assert record.getMessage() == (
+        "group 'g': operation 3, barrier(), has waited 30 s for rank 1 ('1') and 1 more, which "
+        "have not called it yet"
+    )
 
 
 def test_the_owner_is_told_of_each_epoch_once() -> None:

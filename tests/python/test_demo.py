@@ -1,8 +1,9 @@
 """`collectives demo`: it passes, it can fail, and it leaves nothing behind.
 
 Goal: the demo's verdict can be trusted. Method: the command as users run it, with few steps; with a
-member whose weights lose one bit, so that the checks must fail; with a worker that is killed, and
-with every way to end the command. What the demo computes with is tested by itself.
+member whose weights lose one bit, so that the checks must fail; with a worker that is killed though
+that was not planned, and with every way to end the command. What the demo computes with, and how it
+judges what the peers told, is tested by itself.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import re
 import signal
 import time
 import uuid
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from collectives.cli import demo, demo_model, demo_worker
+from collectives.cli.demo_record import Place, Record, contributors
 
 MARK = "COLLECTIVES_TEST_MARK"
 COMMAND = ("-m", "collectives.cli.main", "demo")
@@ -66,11 +69,25 @@ def test_few_steps_pass(spawn, mark) -> None:
     assert rows[-1][0] == 30
     assert rows[0][2] == 3
     assert max(row[2] for row in rows) == 4  # the newcomer
-    assert rows[-1][2] == 3  # without the one that left
+    assert rows[-1][2] == 2  # without the one that was killed and the one that left
     assert rows[-1][3] < rows[0][3]
     joined = int(re.search(r"peer-3 joins: it has the state of step (\d+)", output)[1])
     assert 10 <= joined <= 15
     assert re.search(r"peer-1 leaves after 22 steps", output)
+    # If its part still counts, the next boundary may close the hole before any step has it.
+    hole = [] if "with its part" in output else ["is finished among 3 of 4", "the hole is closed"]
+    events = [
+        "the coordinator is killed after 5 steps",
+        "the coordinator is started again after 10 steps",
+        "peer-3 joins",
+        "peer-2 is killed in the middle of step 19",
+        *hole,
+        "peer-1 leaves",
+        "5 steps went on without it; started again, it let peer-3 in and found peer-2 dead",
+        "peer-2 was killed in the middle of step 19: its survivors finished that step among",
+    ]
+    places = [output.find(event) for event in events]
+    assert -1 not in places and places == sorted(places)
 
 
 def test_one_wrong_bit_fails(spawn, mark) -> None:
@@ -81,15 +98,21 @@ def test_one_wrong_bit_fails(spawn, mark) -> None:
     assert "at peer-0" in failed[1]
     assert "peer-2" not in failed[1]
     assert len(failed) == 3  # and the verdict
+    # Two peers are too few to lose one; the coordinator is killed all the same.
+    assert "with --peers 3 or more" in child.output
+    assert "in the middle of step" not in child.output
+    assert "  ok      the coordinator was killed after 3 steps" in child.output
 
 
 def test_a_killed_worker_is_shown_and_ends_all(spawn, mark) -> None:
+    """Be it the one that would be killed later."""
     child = start(spawn, mark, "--steps", 100000)
     child.wait_for(r"^ +1 +1 +4 ")
     workers = [pid for pid, command in marked(mark).items() if "demo_worker" in command]
-    os.kill(workers[0], signal.SIGKILL)
+    victim = sorted(workers)[demo.VICTIM]  # they were started one after another
+    os.kill(victim, signal.SIGKILL)
     assert child.wait(20) == 1
-    assert re.search(rf"peer-\d \(process {workers[0]}\) was ended by SIGKILL", child.output)
+    assert re.search(rf"peer-\d \(process {victim}\) was ended by SIGKILL", child.output)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -120,25 +143,112 @@ def test_wrong_arguments_are_refused(spawn, arguments) -> None:
 # ---- the judge ----------------------------------------------------------------------------------
 
 
-def test_contradictory_records_are_refused(tmp_path) -> None:
-    run = demo.Demo(argparse.Namespace(steps=20, peers=2), tmp_path)
-    first, second, newcomer = run.records
-    first.places, first.end = [(0, 0, 2), (6, 0, 3), (15, 0, 2)], (20, "")
-    second.places, second.left = [(0, 1, 2), (6, 1, 3)], (15, "")
-    newcomer.places, newcomer.end = [(6, 2, 3), (15, 1, 2)], (20, "")
-    assert run.sizes() == [2] * 6 + [3] * 9 + [2] * 5
-    newcomer.places[0] = (7, 2, 3)
-    with pytest.raises(ValueError, match="step 6"):
-        run.sizes()
+def training() -> list[Record]:
+    """Of 20 steps: one joins before step 6, one is killed in step 10, the hole is closed before
+    step 12, one leaves before step 15."""
+    names = [Record(f"peer-{i}", Path()) for i in range(4)]
+    first, leaver, victim, newcomer = names
+    hole = (2,)
+    first.places = [Place(0, 0, 3), Place(6, 0, 4), Place(10, 0, 4, hole), Place(12, 0, 3)]
+    first.places.append(Place(15, 0, 2))
+    leaver.places = [Place(0, 1, 3), Place(6, 1, 4), Place(10, 1, 4, hole), Place(12, 1, 3)]
+    victim.places = [Place(0, 2, 3), Place(6, 2, 4)]
+    newcomer.places = [Place(6, 3, 4), Place(10, 3, 4, hole), Place(12, 2, 3), Place(15, 1, 2)]
+    first.end = newcomer.end = 20, ""
+    leaver.left, victim.killed = (15, ""), 10
+    return names
+
+
+BEFORE, HOLE = [(3, [0, 1, 2])] * 6 + [(4, [0, 1, 2, 3])] * 4, (4, [0, 1, 3])
+AFTER = [(3, [0, 1, 2])] * 3 + [(2, [0, 1])] * 5
+
+
+def test_the_part_of_a_killed_peer_counts_if_its_survivors_say_so() -> None:
+    records = training()
+    assert contributors(records, 20) == [*BEFORE, HOLE, HOLE, *AFTER]
+    for record in records:
+        record.places = [
+            Place(11, *astuple(place)[1:]) if place.missing else place for place in record.places
+        ]
+    assert contributors(records, 20) == [*BEFORE, (4, [0, 1, 2, 3]), HOLE, *AFTER]
+
+
+@pytest.mark.parametrize(
+    ("peer", "nth", "place", "step"),
+    [
+        (3, 0, Place(7, 3, 4), 6),  # came later than the others say
+        (1, 2, Place(10, 1, 4), 10),  # the victim's part is in its result alone
+        (1, 2, Place(11, 1, 4, (2,)), 10),
+        (0, 2, Place(10, 0, 4, (1,)), 10),  # another hole
+        (3, 2, Place(12, 1, 3), 12),  # two have one rank
+        (2, 1, Place(6, 3, 4), 6),
+    ],
+)
+def test_contradictory_records_are_refused(peer, nth, place, step) -> None:
+    records = training()
+    records[peer].places[nth] = place
+    with pytest.raises(ValueError, match=f"step {step}$"):
+        contributors(records, 20)
+
+
+def test_a_hole_that_nobody_died_for_is_refused() -> None:
+    records = training()
+    records[2].killed, records[2].end = None, (20, "")
+    with pytest.raises(ValueError, match=r"step 10$"):
+        contributors(records, 20)
 
 
 def test_the_schedule_has_its_order() -> None:
     for steps in (20, 21, 360, 1000):
         plan = demo_worker.Schedule(steps)
-        assert 0 < plan.newcomer_connects < plan.newcomer_needed < plan.leaver_goes < steps
+        assert 0 < plan.coordinator_dies < plan.newcomer_connects < plan.newcomer_needed
+        assert plan.newcomer_needed < plan.victim_dies < plan.leaver_goes < steps
         assert plan.is_boundary(plan.newcomer_needed)
         assert plan.is_boundary(plan.leaver_goes)
         assert not plan.is_boundary(0)
+
+
+FULL, FEWER = (4, [0, 1, 2, 3]), (3, [0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("after", "text"),
+    [
+        ([HOLE], "among 3, without its part, and closed the hole before step 14"),
+        ([FULL], "among 4, with its part, and closed the hole before step 14"),
+        ([FULL, HOLE], "among 4, with its part, and closed the hole before step 15"),
+        ([HOLE, HOLE], None),  # a boundary left it open
+        ([HOLE, FEWER, HOLE], None),
+        ([FULL, FULL, HOLE], None),
+    ],
+)
+def test_the_hole_must_be_closed_at_the_next_boundary(tmp_path, after, text) -> None:
+    """Of 20 steps, where each is a boundary; the victim dies in step 12."""
+    run = demo.Demo(argparse.Namespace(steps=20, peers=3), tmp_path)
+    run.victim.places, run.victim.killed = [Place(0, 2, 4)], 12
+    run.contributors = [FULL] * 12 + after + [FEWER] * (8 - len(after))
+    ((passed, said),) = run._check_victim()
+    assert passed == (text is not None)
+    assert text is None or text in said
+
+
+@pytest.mark.parametrize(
+    ("killed", "outage", "joined", "died", "passed"),
+    [
+        (True, [3, 6], 10, 12, True),
+        (False, [3, 6], 10, 12, False),
+        (True, [3, 3], 10, 12, False),
+        (True, [3, 6], 5, 12, False),
+        (True, [3, 6], 10, 5, False),
+    ],
+)
+def test_the_coordinator_must_have_been_needed_later(
+    tmp_path, killed, outage, joined, died, passed
+) -> None:
+    run = demo.Demo(argparse.Namespace(steps=20, peers=3), tmp_path)
+    run.killed, run.outage = killed, outage
+    run.newcomer.joined, run.victim.killed = (joined, ""), died
+    assert run._check_coordinator()[0] == passed
 
 
 # ---- the model ----------------------------------------------------------------------------------
@@ -186,3 +296,25 @@ def test_the_mean_is_folded_from_the_left() -> None:
     rows = [np.array([value], np.float32) for value in (1, 1e8, -1e8, 4)]
     assert demo_model.mean_by_left_fold(rows)[0] == 1.0
     assert rows[0][0] == 1
+
+
+def test_the_reference_takes_the_mean_of_those_that_contributed(tmp_path) -> None:
+    """Of ranks 0 and 2 of three, computed here."""
+
+    class Said:
+        def send(self, **message: object) -> None:
+            self.last = message
+
+    said = Said()
+    spec = {"seed": 1, "contributors": [(3, [0, 2])], "digest_steps": [0]}
+    demo_worker.reference(said, {**spec, "file": str(tmp_path / "state")})
+    text = demo_model.Text()
+    model = demo_model.Model(text.vocabulary)
+    state = model.initial(1)
+    gradients = [np.zeros(model.count, np.float32) for _ in range(2)]
+    for rank, gradient in zip((0, 2), gradients, strict=True):
+        model.loss(state[0], *text.batch(1, 0, rank, 3), gradient=gradient)
+    before = demo_model.digest(state)
+    demo_model.update(state, (gradients[0] + gradients[1]) / np.float32(2), 0)
+    assert said.last["digests"] == {0: before, 1: demo_model.digest(state)}
+    assert (tmp_path / "state").read_bytes() == state.tobytes()

@@ -61,6 +61,22 @@ def test_a_killed_worker_is_named(tmp_path: Path) -> None:
             workers.receive(20)
 
 
+def test_a_worker_that_is_killed_as_expected_has_not_failed(tmp_path: Path) -> None:
+    body = "parent.send(up=True)\nif spec:\n    parent.receive()"
+    with _launch.Workers() as workers:
+        path = program(tmp_path, body)
+        worker = workers.start("one", path, {"waits": True}, {})
+        workers.receive(20)
+        worker.expected_exit = -signal.SIGKILL
+        worker.process.send_signal(signal.SIGKILL)
+        assert workers.receive(20) == (worker, None)
+        other = workers.start("two", path, {}, {})
+        other.expected_exit = -signal.SIGKILL
+        workers.receive(20)
+        with pytest.raises(_launch.WorkerFailed, match=r"two .* exited with 0"):
+            workers.receive(20)
+
+
 def test_silence_and_a_dead_coordinator_are_errors(tmp_path: Path) -> None:
     with _launch.Workers() as workers:
         worker = workers.start("one", program(tmp_path, "parent.receive()"), {}, {})

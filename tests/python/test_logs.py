@@ -195,9 +195,21 @@ def test_texts() -> None:
     assert text == "epoch 4 is sealed (lost); rank 2 at 10.0.0.3:99: silent"
     welcome = m.Welcome(1, 2, b"secret of 16 byt", 0, 7, 3, ())
     assert "secret" not in logs.message_text(welcome)
-    assert (
-        logs.message_text(welcome) == "welcome group=1 serial=2 epoch=0 round=7 waiting=3 0 members"
+    text = "welcome term=0 group=1 serial=2 epoch=0 round=7 waiting=3 0 members"
+    assert logs.message_text(welcome) == text
+
+
+def test_texts_of_stragglers() -> None:
+    few = [member(1, "a"), member(2)]
+    text = logs.waits_text("barrier()", 12, 30.2, few[:1], 1, True)
+    assert text == (
+        "operation 12, barrier(), has waited 30 s for rank 1 ('a'), which has not called it yet"
     )
+    text = logs.waits_text("barrier()", 12, 60.1, few, 2, False)
+    assert text.endswith("for rank 1 ('a'), rank 2, which called it and do not move")
+    many = [member(rank) for rank in range(12)]
+    text = logs.waits_text("barrier()", 1, 9.0, many, 40, True)
+    assert text.endswith(", rank 7 and 32 more, which have not called it yet")
 
 
 def test_levels_can_change(monkeypatch) -> None:

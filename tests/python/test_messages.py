@@ -50,7 +50,13 @@ GOOD: list[m.Message] = [
     m.Bye(3),
     m.Subgroup(1, b"k" * 16, (A, B)),
     m.Opened(b"k" * 16, 4, ""),
+    m.Ping(1, 2**32 - 1),
+    m.Seal(1, 2, term=3),
+    m.Unknown(1, True, "who are you?"),
 ]
+GOOD.append(
+    m.Claim(7, b"t" * 16, False, m.Join(1, A, "g", "", None, 4, 2, "a:1", 5, 2, 64), GOOD[12])  # type: ignore[arg-type]
+)
 IDS = [f"{message.TYPE}-{index}" for index, message in enumerate(GOOD)]
 
 
@@ -111,7 +117,7 @@ NEVER: dict[str, list[Any]] = {
     "of": [b"", b"x" * 15, b"x" * 17, "x" * 16, None],
     "reason": [None, b"r", "x" * 1025],
     "detail": [None, b"r", "x" * 1025],
-    "cause": [0, 7, -1, None, "LOST", True],
+    "cause": [0, 8, -1, None, "LOST", True],
     "boundary": [-1, None, 0.0],
     "wants": [4, -1, None],
     "ready": [0, 1, None],
@@ -120,6 +126,11 @@ NEVER: dict[str, list[Any]] = {
     "waiting": [-1, 2**32, None],
     "members": [None, {}, [None], [[]], [[A, 0, 1, 2, "10.0.0.1:5000"]], "x"],
     "joiners": [-1, 2**32, None],
+    "term": [-1, 2**32, None, "1", True],
+    "recover": [0, None],
+    "is_subgroup": [0, None],
+    "join": [None, [], {}, b"join"],
+    "record": [None, [], {}, b"record"],
     "world": [0, 1025, None],
     "lost": [b"", b"x" * 17, None],
     "lost_rank": [-1, 2**32, None],
@@ -130,6 +141,7 @@ NEVER: dict[str, list[Any]] = {
     "parent": [0, -1, 2**32, None, "1"],
     "key": [b"", b"k" * 15, b"k" * 17, "k" * 16, None],
     # Where 0 has a meaning, and where members are ids alone:
+    "ping.group": [None, b"g", -1, 2**32, "", 1.5, True],
     "bye.group": [None, b"g", -1, 2**32, "", 1.5, True],
     "opened.group": [None, b"g", -1, 2**32, "", 1.5, True],
     "subgroup.members": [None, {}, [], [None], [b"x"], [bytes(16)], [A, A], "x"],

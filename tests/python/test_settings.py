@@ -36,6 +36,8 @@ GOOD: dict[str, tuple[str, Any]] = {
     "congestion": ("bbr", "bbr"),
     "send_buffer_bytes": ("1048576", 1 << 20),
     "receive_buffer_bytes": ("0", 0),
+    "trace": ("1024", 1024),
+    "trace_dir": ("/tmp/of traces", "/tmp/of traces"),
 }
 WRONG: dict[str, tuple[list[str], list[Any]]] = {
     "coordinator": (["node:1", "cc://node:99999", "http://node"], ["node:1", ""]),
@@ -48,6 +50,8 @@ WRONG: dict[str, tuple[list[str], list[Any]]] = {
     "congestion": (["b b r"], ["", b"bbr"]),
     "send_buffer_bytes": (["-1", "1e6", str(1 << 31)], [-1, 1 << 31]),
     "receive_buffer_bytes": (["-1", "x"], [-1, "1"]),
+    "trace": (["-1", "1048577", "all"], [-1, 1 << 21, "1"]),
+    "trace_dir": (["x" * 5000], ["", " a", "a\0", 1]),
 }
 NAMES = [row.name for row in s.rows()]
 
@@ -107,7 +111,17 @@ def test_a_wrong_argument(name: str, value: Any) -> None:
 
 
 def tells_what_is_allowed(message: str) -> bool:
-    words = ("debug, info", "tcp", "lan", "LAN", "name of a", "64 to 1048576", "1 to 16")
+    words = (
+        "debug, info",
+        "tcp",
+        "lan",
+        "LAN",
+        "name of a",
+        "64 to 1048576",
+        "1 to 16",
+        "0 to 1048576",
+        "of a folder",
+    )
     return any(word in message for word in (*words, "0 to 1073741824", "cc://host:", "0 to 65535"))
 
 

@@ -25,7 +25,7 @@ FOREIGN = ROOT / "tests" / "wan"
 
 # Room -> its files. The first room that matches has the file.
 C_ROOMS: dict[str, tuple[str, ...]] = {
-    "public": ("csrc/collectives.h",),
+    "public": ("csrc/collectives.h", "csrc/collectives_*.h"),
     "base": ("csrc/base/*",),
     "transport": ("transport/*",),
     "wire": ("csrc/wire.*", "csrc/wire_*"),
@@ -36,7 +36,16 @@ C_ROOMS: dict[str, tuple[str, ...]] = {
     "op": ("csrc/op.*", "csrc/op_*"),
     "group": tuple(
         f"csrc/{noun}{rest}"
-        for noun in ("context", "dispatch", "group", "lane", "mend", "pair", "progress")
+        for noun in (
+            "context",
+            "dispatch",
+            "group",
+            "lane",
+            "mend",
+            "pair",
+            "progress",
+            "straggler",
+        )
         for rest in (".*", "_*")
     ),
     "api": ("csrc/api.*", "csrc/api_*"),
@@ -86,11 +95,28 @@ def c_violations(files: Mapping[str, str]) -> list[str]:
     return found
 
 
+# Times that code may have besides `Timeouts`: none of the protocol.
+LOCAL_TIMES = {
+    *("SPIN_NS", "IDLE_NS", "BLOCK_MAX_NS", "TCP_PAUSE_NS"),  # of a thread, between looks
+    *("TRIM_NS", "KEEP_NS"),  # of memory that nobody wants
+    *("WAIT_SLICE_S", "SLICE_MS"),  # of a wait, so that Ctrl-C is noticed
+    *("SOFTWARE_NS", "GAUGE_MIN_NS", "LATENCY_NS", "MESSAGE_NS"),  # what work costs, not how long
+    "CC__MS",  # a unit
+}
+TIME = re.compile(r"^(?:#define )?(_?[A-Z][A-Z0-9_]*_(?:S|MS|NS|SECONDS))\b(?:: \w+)? +\S", re.M)
+
+
+def times(text: str) -> set[str]:
+    """The constants of a file that are times, by their names: the unit is last."""
+    return {name for name in TIME.findall(text) if not name.endswith("_PER_S")}
+
+
 # ---- Python -------------------------------------------------------------------------------------
 
 EXTENSION = "collectives._native"
 SHARED = {
-    f"collectives.{name}" for name in ("codec", "config", "errors", "logs", "messages", "settings")
+    f"collectives.{name}"
+    for name in ("codec", "config", "errors", "fields", "logs", "messages", "settings")
 }
 IMPURE = {"asyncio", "secrets", "selectors", "socket", "threading", "time", "zmq"}
 # The coordinator's edge to the world: the only parts of it that may do input and output.
@@ -187,6 +213,14 @@ def test_files_are_small() -> None:
     assert too_long(read(SOURCES, ".c", ".h", ".py")) == []
 
 
+def test_all_times_of_the_protocol_are_timeouts() -> None:
+    """Simulated delays are the simulator's, and how long a benchmark waits its own affair."""
+    files = read(["csrc", "transport", "collectives"], ".c", ".h", ".py")
+    found = {path: times(text) - LOCAL_TIMES for path, text in files.items()}
+    foreign = ("transport/sim", "collectives/cli/")
+    assert {path: t for path, t in found.items() if t and not path.startswith(foreign)} == {}
+
+
 # ---- the checker --------------------------------------------------------------------------------
 
 
@@ -198,6 +232,11 @@ def test_the_table_has_no_cycle() -> None:
         assert lowest, f"these rooms may use each other in a circle: {sorted(open_rooms)}"
         for room in lowest:
             del open_rooms[room]
+
+
+def test_a_constant_that_is_a_time_is_found() -> None:
+    text = "OPEN_S = 1.0\nRATE_PER_S = 2\nN = 1\n#define AGAIN_NS (5 * CC__MS)\n_A_MS: int = 3\n"
+    assert times(text + "    INNER_S = 1\n") == {"OPEN_S", "AGAIN_NS", "_A_MS"}
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ class Refused(Exception):
 class Operation:
     """A posted operation, the memory it uses, and a copy of its input."""
 
-    def __init__(self, peer: Peer, work: Any, given: Any, out: Any) -> None:
+    def __init__(self, peer: Caller, work: Any, given: Any, out: Any) -> None:
         self.peer = peer
         self.work = ffi.gc(work, lib.cc_work_free)
         self.given = given  # None: it gives nothing, or nothing that counts
@@ -79,46 +79,25 @@ class Operation:
         return self.given is None or self.given.tobytes() == self.before.tobytes()
 
 
-class Peer:
-    """One context, driven by hand."""
+class Caller:
+    """Somebody with a context, driven by hand, who posts operations.
 
-    def __init__(self, world: World, index: int, **options: Any) -> None:
+    Attributes:
+        world: what it lives in; `touch` is called when it did something.
+        operations: all it posted. Kept: their buffers are the library's while they are open.
+        alive: its process runs.
+    """
+
+    context: Any
+    address: str
+
+    def __init__(self, world: Any, index: int) -> None:
         self.world = world
         self.index = index
         self.id = (index + 1).to_bytes(2, "big") * 8
-        native = ffi.new("cc_options *")
-        lib.cc_options_default(native)
-        name = ffi.new("char[]", b"sim")
-        native.transport = name
-        native.id.bytes = self.id
-        native.manual = 1
-        native.world = world.sim
-        for key, value in options.items():
-            if key.endswith("_ms"):
-                setattr(native.timeouts, key, value)
-            else:
-                setattr(native, key, value)
-        self.dead_ms = int(native.timeouts.dead_ms)
-        out, message = ffi.new("cc_context **"), ffi.new("char[]", int(lib.CC_MESSAGE_MAX))
-        status = lib.cc_context_open(native, out, message)
-        assert status == OK, text(message)
-        self.context = out[0]
-        lib.cc_context_set_token(self.context, b"t" * 16)
-        address = ffi.new("char[]", int(lib.CC_ADDRESS_MAX))
-        lib.cc_context_address(self.context, address)
-        self.address = text(address)
-        self.operations: list[Operation] = []  # kept: their buffers are the library's while open
-        self.alive = True  # its process runs
+        self.operations: list[Operation] = []
+        self.alive = True
         self.paused = False
-        self.has_agent = True  # else nobody takes its events or installs anything in it
-        self.report: Any = None  # the last one, of whatever epoch
-        self.reports: dict[int, Any] = {}  # the last ones on other groups
-        self.reported_ns = 0  # when the first one of that epoch came
-        self.sealed_by_coordinator = 0
-        self.ready = 0
-        self.prepared: tuple[int, bytes] | None = None
-        self.on_carried: Callable[[int], None] = lambda _: None  # told whose report it was handed
-        self._event = ffi.new("cc_event *")
 
     def __repr__(self) -> str:
         return f"peer {self.index}"
@@ -178,10 +157,63 @@ class Peer:
         self.operations.append(operation)
         return operation
 
+    @property
+    def stats(self) -> Any:
+        stats = ffi.new("cc_stats *")
+        lib.cc_context_stats(self.context, stats)
+        return stats
+
+    def close(self, *, abort: bool = False) -> None:
+        """Its process ends in order, as cc_context_close does it."""
+        lib.cc_context_close(self.context, int(abort))
+        self.world.touch()
+        self.alive = False
+
+
+class Peer(Caller):
+    """A member of a World, which plays its coordinator."""
+
+    def __init__(self, world: World, index: int, **options: Any) -> None:
+        super().__init__(world, index)
+        native = ffi.new("cc_options *")
+        lib.cc_options_default(native)
+        name = ffi.new("char[]", b"sim")
+        native.transport = name
+        native.id.bytes = self.id
+        native.manual = 1
+        native.world = world.sim
+        for key, value in options.items():
+            if key.endswith("_ms"):
+                setattr(native.timeouts, key, value)
+            else:
+                setattr(native, key, value)
+        self.dead_ms = int(native.timeouts.dead_ms)
+        out, message = ffi.new("cc_context **"), ffi.new("char[]", int(lib.CC_MESSAGE_MAX))
+        status = lib.cc_context_open(native, out, message)
+        assert status == OK, text(message)
+        self.context = out[0]
+        lib.cc_context_set_token(self.context, b"t" * 16)
+        address = ffi.new("char[]", int(lib.CC_ADDRESS_MAX))
+        lib.cc_context_address(self.context, address)
+        self.address = text(address)
+        self.has_agent = True  # else nobody takes its events or installs anything in it
+        self.report: Any = None  # the last one, of whatever epoch
+        self.reports: dict[int, Any] = {}  # the last ones on other groups
+        self.reported_ns = 0  # when the first one of that epoch came
+        self.sealed_by_coordinator = 0
+        self.ready = 0
+        self.prepared: tuple[int, bytes] | None = None
+        self.on_carried: Callable[[int], None] = lambda _: None  # told whose report it was handed
+        self.on_waits: Callable[[Any], None] = lambda _: None  # told of CC_EVENT_WAITS
+        self._event = ffi.new("cc_event *")
+
     def take_events(self) -> None:
         event = self._event
         while lib.cc_next_event(self.context, event) == OK:
             if event.kind == lib.CC_EVENT_TOLD:
+                continue
+            if event.kind == lib.CC_EVENT_WAITS:
+                self.on_waits(event)
                 continue
             if event.kind == lib.CC_EVENT_SEALED and any(bytes(event.peer.bytes)):
                 other = self.world.peers[index_of(event.peer)]
@@ -221,17 +253,5 @@ class Peer:
     def lanes(self) -> dict[int, Any]:
         return {lane.lane: lane for lane in self.report.lanes[0 : self.report.n_lanes]}
 
-    @property
-    def stats(self) -> Any:
-        stats = ffi.new("cc_stats *")
-        lib.cc_context_stats(self.context, stats)
-        return stats
-
     def set_pending(self, joiners: int) -> None:
         lib.cc_set_pending(self.context, GROUP, joiners)
-
-    def close(self, *, abort: bool = False) -> None:
-        """Its process ends in order, as cc_context_close does it."""
-        lib.cc_context_close(self.context, int(abort))
-        self.world.touch()
-        self.alive = False

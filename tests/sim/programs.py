@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from values import DTYPES, FLOATS, INTEGERS, any_input, storage
@@ -66,6 +67,7 @@ def factor_of(index: int) -> float:
     return 0.75 + index
 
 
+@lru_cache(maxsize=1024)
 def blocks(spec: Spec, world: int, sender: int = 0) -> list[int]:
     """The lengths of the blocks by rank; of what `sender` sends, where that differs."""
     if not spec.uneven:
@@ -75,15 +77,18 @@ def blocks(spec: Spec, world: int, sender: int = 0) -> list[int]:
     return [int(length) for length in lengths]
 
 
+@lru_cache(maxsize=2048)
 def given(spec: Spec, index: int, rank: int, world: int) -> np.ndarray:
-    """A peer's input."""
+    """A peer's input. Not to be written to: it is wanted again when the result is checked."""
     rng = np.random.default_rng([spec.seed, index])
     count = spec.count
     if spec.kind in IN_BLOCKS:
         count = sum(blocks(spec, world, rank))
     elif spec.kind in WITH_BLOCKS:
         count = blocks(spec, world)[rank]
-    return any_input(rng, count, spec.dtype, spec.op)
+    data = any_input(rng, count, spec.dtype, spec.op)
+    data.flags.writeable = False
+    return data
 
 
 def _garbage(count: int, dtype: str) -> np.ndarray:
@@ -104,7 +109,7 @@ def _output(spec: Spec, data: np.ndarray, rank: int, world: int) -> np.ndarray:
 
 
 def _buffers(spec: Spec, peer: Peer, rank: int, world: int) -> tuple[np.ndarray, np.ndarray]:
-    data = given(spec, peer.index, rank, world)
+    data = given(spec, peer.index, rank, world).copy()
     before = sum(blocks(spec, world)[:rank]) if spec.kind in WITH_BLOCKS else 0
     if not spec.in_place or spec.kind == "all_to_all":
         return data, _output(spec, data, rank, world)

@@ -14,7 +14,7 @@ from collectives._core import lib
 
 SEED = 61_000
 FINAL = int(lib.CC_PRESERVE) | int(lib.CC_NO_RETRY)
-TIMED_OUT = int(lib.CC_TIMED_OUT)
+TIMED_OUT, MISMATCH = int(lib.CC_TIMED_OUT), int(lib.CC_MISMATCH)
 
 
 def sums(peer: Peer, **options: int) -> Operation:
@@ -63,3 +63,26 @@ def test_a_joiner_knows_of_interruptions_what_members_know() -> None:
         again = [sums(peer) for peer in members]
         world.finish(again)
         assert {operation.status for operation in again} == {OK}
+
+
+def test_who_is_late_to_post_is_told_what_the_others_were_told() -> None:
+    """Two records end two operations for two reasons, and one member posts both only then."""
+    with formed(SEED, 3) as world:
+        one, two, late = world.peers
+        first = [sums(one), one_more(two)]
+        world.settle()
+        world.finish(first)
+        second = [sums(one, timeout_ms=50), sums(two)]
+        world.settle()
+        world.finish(second)
+        assert [operation.status for operation in first + second] == [MISMATCH] * 2 + [
+            TIMED_OUT
+        ] * 2
+        told = [sums(late), sums(late)]
+        world.finish(told)
+        assert [operation.status for operation in told] == [MISMATCH, TIMED_OUT]
+
+
+def one_more(peer: Peer) -> Operation:
+    """Another call than `sums`."""
+    return peer.post("all_reduce", np.ones(5, np.float32), np.zeros(5, np.float32))

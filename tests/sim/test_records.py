@@ -8,7 +8,7 @@ from __future__ import annotations
 from programs import Spec, post
 from promises import check_outcomes, formed, go_on, post_all
 from results import check_result
-from world import OK, PEER_LOST, Peer, World
+from world import GROUP, OK, PEER_LOST, Peer, World
 
 from collectives._core import lib
 
@@ -77,6 +77,37 @@ def test_without_preserve_a_failure_is_still_agreed() -> None:
             assert len({op.status for op in ops[1:]}) == 1
             assert ops[1].status in (OK, PEER_LOST)
             go_on(world)
+
+
+def test_what_a_recovered_coordinator_does_not_know_ends_alike_for_all() -> None:
+    """What somebody returned stands; all else that was posted fails, also what all were done with,
+    with inputs put back. Epoch numbers are skipped."""
+    unknown = 0
+    for step in range(0, 60, 3):
+        with formed(SEED + step, 3) as world:
+            rows = [post_all(world, Spec("all_reduce", 2000, in_place=True)) for _ in range(2)]
+            for _ in range(step):
+                world.step()
+            lib.cc_seal(world.peers[0].context, GROUP, world.epoch)
+            world.run(world.settled)
+            marks = [peer.lanes[0] for peer in world.peers]
+            committed = max(int(lane.committed) for lane in marks)
+            posted = max(int(lane.posted) for lane in marks)
+            world.epoch = 2**32 - 1
+            world.records[world.epoch] = world.records[1]
+            world.install(
+                world.peers,
+                cause=int(lib.CC_CAUSE_RECOVERED),
+                outcomes={0: (committed, posted, posted)},
+            )
+            world.finish([op for _, ops in rows for op in ops.values()])
+            for number, (_, ops) in enumerate(rows, 1):
+                wanted = OK if number <= committed else int(lib.CC_OUTCOME_UNKNOWN)
+                assert {op.status for op in ops.values()} == {wanted}
+                unknown += wanted != OK
+            check_outcomes(world, rows)
+            go_on(world)
+    assert unknown > 10
 
 
 def test_a_record_is_installed_once() -> None:
