@@ -128,11 +128,17 @@ static void count_frame(cc__links *links, cc__channel *channel) {
         cc__links_beat(links, link);
 }
 
+/* Whether a frame may come now: SESSION opens stream 0, or nobody could tell what had come before. */
+static bool is_due(const cc__channel *channel) {
+    return channel->index > 0 || channel->link->greeted || channel->frame.type == CC__SESSION;
+}
+
 /* The header is there. Returns whether there is an event. */
 static bool take_header(cc__links *links, cc__channel *channel, cc__link_event *out) {
     cc__frame *frame = &channel->frame;
-    if (cc__frame_unpack(channel->in_header, channel->index > 0, links->segment_bytes, frame) !=
-        CC_OK) {
+    cc_status status =
+        cc__frame_unpack(channel->in_header, channel->index > 0, links->segment_bytes, frame);
+    if (status != CC_OK || !is_due(channel)) {
         cc__links_accuse(links, channel->link);
         return false;
     }

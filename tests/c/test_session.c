@@ -80,7 +80,8 @@ static bool keep_frame(cc__session *session, uint32_t length) {
 static void whole_frames_are_handed_out(void) {
     cc__session session = {0};
     cc__session_start(&session, 7);
-    for (uint32_t length = 0; length <= CC_EAGER_BYTES; length += 1000) keep_frame(&session, length);
+    for (uint32_t length = 0; length <= CC_EAGER_BYTES; length += 1000)
+        keep_frame(&session, length);
     size_t most = CC_HEADER_BYTES + CC_EAGER_BYTES;
     for (uint32_t next = 0; session.handed < session.end;) {
         size_t bytes = cc__session_next(&session, most), frames = 0;

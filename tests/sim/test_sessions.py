@@ -26,7 +26,7 @@ def test_who_has_always_something_to_send_confirms_all_the_same() -> None:
         lib.cc_sim_set_window(world.sim, 1 << 14)
         lib.cc_sim_set_latency(world.sim, 500 * US, 500 * US)
         spec = Spec("all_reduce", 4096, "int32", algorithm="recursive_doubling")
-        left = {lane: 40 for lane in range(16)}
+        left = dict.fromkeys(range(16), 40)
         rows: list[Row] = []
         open_rows: dict[int, list[Row]] = {lane: [] for lane in left}
 
@@ -56,7 +56,9 @@ def test_nothing_is_said_before_the_session() -> None:
                 world.step()
             lib.cc_sim_set_latency(world.sim, 1 * US, 500 * US)
             world.break_link(*world.random.sample(world.peers, 2))
-            rows += [post_all(world, Spec("all_reduce", 100, "int32", lane=4 + i)) for i in range(6)]
+            rows += [
+                post_all(world, Spec("all_reduce", 100, "int32", lane=4 + i)) for i in range(6)
+            ]
             world.finish(op for _, ops in rows for op in ops.values())
             world.run_ms(1000)
             assert check_outcomes(world, rows) == [OK] * len(rows)
@@ -122,8 +124,8 @@ def test_a_link_that_nobody_wanted_for_a_while() -> None:
 
 
 def test_a_peer_that_slept_is_not_led_around() -> None:
-    """Others ask for it through each other while it is stopped. Once it runs again all is as it was:
-    a link is made anew only if the answer comes before the peer is heard itself."""
+    """Others ask for it through each other while it is stopped. Once it runs again all is as it
+    was: a link is made anew only if the answer comes before the peer is heard itself."""
     runs, beats, again = 0, 0, 0
     for seed in range(SEED, SEED + 4):
         for victim in range(3):
