@@ -7,6 +7,7 @@ a boundary is to be carried out, and which reports cannot be true.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -157,16 +158,17 @@ def boundary(reports: Reports, decided: Mapping[int, Outcome]) -> Boundary | Non
     return Boundary(sequence, frozenset(leavers), bool(wants & WANT_JOIN))
 
 
-def fewest_to_remove(pairs: Iterable[Pair], serials: Mapping[bytes, int]) -> list[bytes]:
-    """Who must go so that no broken pair is left: who is part of most pairs first, and of equals
-    the one who came later. For one pair that is the later of the two."""
+def fewest_to_remove(
+    pairs: Iterable[Pair], broken: Iterable[Pair], serials: Mapping[bytes, int]
+) -> list[bytes]:
+    """Who must go so that none of these pairs is left: who is in most of them first; of equals, in
+    most of all that are broken, for it is rather its own fault; then the one who came later."""
+    total = Counter(chain.from_iterable(broken))
     left = set(pairs)
     removed = []
     while left:
-        count: dict[bytes, int] = {}
-        for peer in chain.from_iterable(left):
-            count[peer] = count.get(peer, 0) + 1
-        worst = max(count, key=lambda peer: (count[peer], serials[peer]))
+        count = Counter(chain.from_iterable(left))
+        worst = max(count, key=lambda peer: (count[peer], total[peer], serials[peer]))
         removed.append(worst)
         left = {pair for pair in left if worst not in pair}
     return removed

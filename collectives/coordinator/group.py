@@ -28,6 +28,7 @@ from collectives.coordinator.standing import (
     Standing,
     accused,
     all_reported_at,
+    apart,
     broken_links,
     settled_at,
 )
@@ -250,14 +251,10 @@ class Group:
         by_time = sorted(present.items(), key=lambda item: item[1].reported_at)
         reports = {peer: s.report for peer, s in by_time if s.report is not None}
         reasons = decide.behind(reports, self.roll.decided)
-        for peer in reasons:
-            del reports[peer]
-        links = broken_links(self.members, reports)
-        strikes = frozenset() if self.is_subgroup else self.strikes
-        serials = {peer: s.member.serial for peer, s in present.items()}
-        for peer in decide.fewest_to_remove(links & strikes, serials):
-            reasons[peer] = "its link to another member broke twice in a row"
-            del reports[peer]
+        links = broken_links(self.members, reports.keys() - reasons)
+        if not self.is_subgroup:
+            reasons |= apart(self.members, reports.keys() - reasons, links, self.strikes)
+        reports = {peer: report for peer, report in reports.items() if peer not in reasons}
         for peer in self.present.keys() - reports.keys():
             if self.is_subgroup and peer not in reasons:
                 self.roll.evict(self.members[peer], "it closed the subgroup", left=True)

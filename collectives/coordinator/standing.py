@@ -6,12 +6,13 @@ from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass, field
 
 from collectives.config import Timeouts
-from collectives.coordinator.decide import Pair
+from collectives.coordinator.decide import Pair, fewest_to_remove
 from collectives.messages import EvidenceKind, Join, Member, Report
 
 NEVER = float("inf")
 Network = tuple[int, int]
 """What the slowest of some links costs: nanoseconds of latency, bytes per second; 0: not known."""
+SILENT = EvidenceKind.SILENT
 FATAL = (EvidenceKind.REFUSED, EvidenceKind.GOODBYE)
 """Evidence that suffices, whoever has it, against a member that has not reported."""
 
@@ -57,7 +58,8 @@ def settled_at(members: Mapping[bytes, Standing], strikes: Set[Pair], timeouts: 
     """When all of `members` will have reported or be dead, as things stand; NEVER while none has
     reported. Docs/protocol.md, section 6, has the rule. `strikes`: pairs that were broken before.
     When that costs one of them its place, there is a beat for all evidence to come in, for the
-    first pair that is told may be one of many that have one peer in common."""
+    first pair that is told may be one of many that have one peer in common; so there is where one
+    finds another silent that has reported, for it may be cut off from all."""
     reporters = [standing for standing in members.values() if standing.report is not None]
     first = min((standing.reported_at for standing in reporters), default=NEVER)
     witnesses = _witnesses(reporters)
@@ -66,11 +68,17 @@ def settled_at(members: Mapping[bytes, Standing], strikes: Set[Pair], timeouts: 
         for peer, standing in members.items()
         if standing.report is None
     ]
-    silent = sum(all(EvidenceKind.SILENT in kinds for kinds in each) for each in found)
+    silent = sum(all(SILENT in kinds for kinds in each) for each in found)
     # One whose own links are cut finds all others silent: they get the time to say that they live.
     at_once = silent <= len(witnesses)
     at = max([_dead_at(each, first, timeouts, at_once) for each in found], default=first)
-    if broken_links(members, [standing.member.id for standing in reporters]) & strikes:
+    present = {standing.member.id for standing in reporters}
+    doubted = any(
+        SILENT in kinds and peer in present
+        for standing in reporters
+        for peer, kinds in standing.evidence.items()
+    )
+    if doubted or broken_links(members, present) & strikes:
         at = max(at, first + timeouts.beat)
     return at
 
@@ -84,15 +92,11 @@ def _witnesses(reporters: list[Standing]) -> list[Standing]:
         for peer, kinds in standing.evidence.items():
             if not kinds.isdisjoint(FATAL):
                 gone.add(peer)
-            if EvidenceKind.SILENT in kinds:
+            if SILENT in kinds:
                 doubted.add(peer)
     left = [s for s in reporters if s.member.id not in gone]
     heard = [s for s in left if s.member.id not in doubted]
-    silent = {
-        peer
-        for peer in doubted
-        if all(EvidenceKind.SILENT in s.evidence.get(peer, ()) for s in heard)
-    }
+    silent = {peer for peer in doubted if all(SILENT in s.evidence.get(peer, ()) for s in heard)}
     agreed = [s for s in left if s.member.id not in silent]
     if len(heard) > len(left) - len(agreed):
         left = agreed
@@ -106,11 +110,37 @@ def _dead_at(
     `at_once`: silence suffices, without waiting for more."""
     if any(not kinds.isdisjoint(FATAL) for kinds in found):
         return first
-    if at_once and all(EvidenceKind.SILENT in kinds for kinds in found):
+    if at_once and all(SILENT in kinds for kinds in found):
         return first
     if all(found):
         return first + timeouts.settle_time
     return first + timeouts.unaccused_time
+
+
+def apart(
+    members: Mapping[bytes, Standing],
+    among: Collection[bytes],
+    links: Set[Pair],
+    strikes: Set[Pair],
+) -> dict[bytes, str]:
+    """Which of these live, but cannot be in one group with the others, and why. `links`: the pairs
+    that are broken now; `strikes`: those that were before."""
+    gone = dict.fromkeys(_cut_off(members, among), "no other member could reach it")
+    again = [pair for pair in links & strikes if pair.isdisjoint(gone)]
+    serials = {peer: members[peer].member.serial for peer in among}
+    twice = fewest_to_remove(again, links, serials)
+    return gone | dict.fromkeys(twice, "its link to another member broke twice in a row")
+
+
+def _cut_off(members: Mapping[bytes, Standing], among: Collection[bytes]) -> set[bytes]:
+    """Those that none of the others hears, not even through one another, though they reach the
+    coordinator: no operation can ever go on with them. Of two neither."""
+    return {
+        peer
+        for peer in among
+        if len(among) > 2
+        and all(SILENT in members[other].evidence.get(peer, ()) for other in among if other != peer)
+    }
 
 
 def accused(members: Mapping[bytes, Standing]) -> set[bytes]:

@@ -39,22 +39,47 @@ def test_a_link_that_breaks_twice_costs_the_later_of_the_two() -> None:
     assert "twice" in stage.only("c", m.Evicted).reason
 
 
-def test_who_goes_for_a_broken_link_is_found_out_by_all_evidence() -> None:
-    """All links of b are cut. In the second epoch c tells first; the others are sealed by it, and
-    have reported before they find b silent themselves. c, the later of the two, must not go."""
+def test_who_is_cut_off_from_all_goes_at_once_though_it_reports() -> None:
+    """All links of b are cut. c tells first; the others are sealed by it, and have reported before
+    they find b silent themselves."""
     stage = Stage(4)
     stage.form("abcd")
-    stage.report("b", 1, {}, a=SILENT, c=SILENT, d=SILENT)
-    for who in "acd":
-        stage.report(who, 1, {}, b=SILENT)
-    assert len(stage.record("a").members) == 4
-    stage.report("c", 2, {}, b=SILENT)
+    stage.report("c", 1, {}, b=SILENT)
     for who in "abd":
-        assert epochs(stage.report(who, 2, {})) == []
+        assert epochs(stage.report(who, 1, {})) == []
+    stage.report("b", 1, {}, a=SILENT, c=SILENT, d=SILENT)
     for who in "ad":
-        assert epochs(stage.report(who, 2, {}, b=SILENT)) == []
+        assert epochs(stage.report(who, 1, {}, b=SILENT)) == []
     stage.tick(TIMEOUTS.beat)
     assert ranks(stage.record("a")) == {"a": 0, "c": 2, "d": 3}
+
+
+def test_who_goes_for_a_broken_link_is_found_out_by_all_evidence() -> None:
+    """All links of b are cut, but d does not say so. Only c did in the epoch before; still it is
+    not c, the later of the two, that must go."""
+    stage = Stage(4)
+    stage.form("abcd")
+    stage.report("c", 1, {}, b=SILENT)
+    for who in "abd":
+        stage.report(who, 1, {})
+    stage.tick(TIMEOUTS.beat)
+    assert len(stage.record("a").members) == 4
+    for who in "ac":
+        stage.report(who, 2, {}, b=SILENT)
+    for who in "bd":
+        stage.report(who, 2, {})
+    stage.tick(TIMEOUTS.beat)
+    assert ranks(stage.record("a")) == {"a": 0, "c": 2, "d": 3}
+
+
+def test_of_two_that_hear_nothing_of_each_other_neither_goes_at_once() -> None:
+    stage = Stage(2)
+    stage.form("ab")
+    stage.report("a", 1, {}, cause=DEADLINE)
+    stage.report("b", 1, {}, a=SILENT)
+    stage.report("a", 1, {}, cause=DEADLINE, b=SILENT)
+    stage.tick(TIMEOUTS.beat)
+    assert len(stage.record("a").members) == 2
 
 
 def test_a_link_that_was_good_in_between_is_forgiven() -> None:
@@ -72,8 +97,10 @@ def test_the_one_with_most_broken_links_goes() -> None:
     """Cutting all links of the first peer must not cost all the others."""
     pairs = [frozenset((pid("a"), pid(other))) for other in "bcd"]
     serials = {pid(letter): index for index, letter in enumerate("abcd")}
-    assert fewest_to_remove(pairs, serials) == [pid("a")]
-    assert fewest_to_remove(pairs[:1], serials) == [pid("b")]
+    assert fewest_to_remove(pairs, pairs, serials) == [pid("a")]
+    assert fewest_to_remove(pairs[:1], pairs[:1], serials) == [pid("b")]
+    # Only one pair broke twice, but one of the two is part of all that are broken now.
+    assert fewest_to_remove(pairs[:1], pairs, serials) == [pid("a")]
 
 
 # ---- boundaries ----------------------------------------------------------------------------------
