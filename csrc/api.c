@@ -1,5 +1,5 @@
 /* The public entry points: arguments are checked here, before anything is locked or sent. */
-#include "csrc/context.h"
+#include "csrc/group/context.h"
 
 #include "csrc/base/pool.h"
 

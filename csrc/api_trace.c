@@ -1,6 +1,6 @@
 /* The public entry points of the flight recorder. No lock is taken: a context's ring is there from
  * its opening to its end. */
-#include "csrc/context.h"
+#include "csrc/group/context.h"
 
 void cc_trace_read(const cc_context *context, cc_trace_event *events, uint32_t capacity,
                    uint32_t *count) {

@@ -2,7 +2,7 @@
  * which has to be.
  * Method: random overwrites of buffers of odd lengths, each announced first, as an operation does
  * it; then the restored buffer against a copy of the whole. */
-#include "csrc/buffer.h"
+#include "csrc/op/buffer.h"
 #include "tests/c/check.h"
 
 #include <stdint.h>

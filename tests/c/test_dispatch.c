@@ -2,7 +2,7 @@
  * its own epoch, or hands on what is no report.
  * Method: three contexts in a simulated world; one of them lies: its frames are put on its links by
  * hand. A table of lies says what becomes of each; then random ones. */
-#include "csrc/context.h"
+#include "csrc/group/context.h"
 #include "tests/c/check.h"
 #include "transport/sim.h"
 

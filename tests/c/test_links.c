@@ -2,7 +2,7 @@
  * which its streams open and however much has arrived by then.
  * Method: a transport that is a script: what is to be read from each stream is there at once, as for
  * a process that was stopped between its write and its read. */
-#include "csrc/link.h"
+#include "csrc/link/link.h"
 #include "tests/c/check.h"
 
 #include <string.h>

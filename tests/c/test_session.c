@@ -1,7 +1,7 @@
 /* Goal: what a session keeps is what its peer may be missing, whole and in order.
  * Method: by hand, and frames of many lengths while the memory moves under them. */
 #include "csrc/base/limits.h"
-#include "csrc/link_session.h"
+#include "csrc/link/session.h"
 #include "tests/c/check.h"
 
 #include <string.h>

@@ -2,8 +2,8 @@
  * Method: the layout by hand from docs/protocol.md section 3; every type, lane, kind of stream and
  * length around each bound against a table written down here; random bytes. */
 #include "csrc/base/limits.h"
-#include "csrc/wire.h"
-#include "csrc/wire_dispatch.h"
+#include "csrc/wire/dispatch.h"
+#include "csrc/wire/wire.h"
 #include "tests/c/check.h"
 
 #include <stdint.h>

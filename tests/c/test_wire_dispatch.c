@@ -3,7 +3,7 @@
  * short at every byte, with a byte more, with every bit flipped; random bytes. What is taken must be
  * those very bytes when packed again, and within its bounds. Memory is exact, so that a sanitizer
  * sees a byte too many. */
-#include "csrc/wire_dispatch.h"
+#include "csrc/wire/dispatch.h"
 #include "tests/c/check.h"
 
 #include <stdlib.h>

@@ -127,10 +127,12 @@ def plant(name: str) -> None:
 
 Change = tuple[str, str, str]  # file, what stands there once, what takes its place
 
+LANE_DATA = "csrc/group/lane_data.c"
+
 CORE: dict[str, Sequence[Change]] = {
     "local success": [
         (
-            "csrc/lane.c",
+            "csrc/group/lane.c",
             "if (lane->done > before) tally(group, lane, group->me, lane->done);",
             "uint64_t from = lane->tally.committed;\n"
             "    if (lane->done > from) {\n"
@@ -141,31 +143,39 @@ CORE: dict[str, Sequence[Change]] = {
     ],
     "no promise": [
         (
-            "csrc/group.c",
+            "csrc/group/group.c",
             "    if (group->state != CC__GROUP_ACTIVE) return;\n"
             "    group->state = CC__GROUP_SEALED;\n",
             "    bool told = group->report.epoch == group->epoch;\n"
             "    if (group->state != CC__GROUP_ACTIVE || told) return;\n",
         ),
         (
-            "csrc/group.c",
+            "csrc/group/group.c",
             "if (group->state == CC__GROUP_SEALED && suspect) add",
             "if (group->report.epoch == group->epoch && suspect) add",
         ),
-        ("csrc/group.c", "    release_buffers(group);\n    for", "    for"),
+        ("csrc/group/group.c", "    release_buffers(group);\n    for", "    for"),
     ],
     "vote after seal": [
-        ("csrc/lane.c", "if (group->state != CC__GROUP_ACTIVE) return;", ""),
+        ("csrc/group/lane.c", "if (group->state != CC__GROUP_ACTIVE) return;", ""),
         (
-            "csrc/group.c",
+            "csrc/group/group.c",
             "if (group->state == CC__GROUP_ACTIVE) cc__lane_on_vote(group, member, frame);",
             "cc__lane_on_vote(group, member, frame);",
         ),
-        ("csrc/lane_data.c", "group->state == CC__GROUP_ACTIVE && frame->epoch", "frame->epoch"),
-        ("csrc/lane_data.c", "group->state != CC__GROUP_ACTIVE || lane == NULL", "lane == NULL"),
-        ("csrc/group.c", "    release_buffers(group);\n    for", "    for"),
+        (
+            "csrc/group/lane_data.c",
+            "group->state == CC__GROUP_ACTIVE && frame->epoch",
+            "frame->epoch",
+        ),
+        (
+            "csrc/group/lane_data.c",
+            "group->state != CC__GROUP_ACTIVE || lane == NULL",
+            "lane == NULL",
+        ),
+        ("csrc/group/group.c", "    release_buffers(group);\n    for", "    for"),
     ],
-    "no staging": [("csrc/op.c", "    cc__saved_restore(&op->saved);\n", "")],
+    "no staging": [("csrc/op/op.c", "    cc__saved_restore(&op->saved);\n", "")],
     "success at a majority of votes": [
         (
             "csrc/agree/commit.c",
