@@ -125,12 +125,12 @@ static bool note_break(const cc__links *links, cc__link *link) {
 
 void cc__links_break(cc__links *links, cc__link *link, cc_evidence_kind evidence,
                      cc_status status) {
-    bool is_new = note_break(links, link);
+    bool was_up = link->state == CC__LINK_UP, is_new = note_break(links, link);
     link->fading_ns = CC__NEVER;
     close_channels(links, link, false);
     if (may_mend(link, evidence, status)) {
         link->state = CC__LINK_IDLE;
-        if (is_new) cc__link_trace(links, link, CC_TRACE_LINK_BROKEN, status, evidence);
+        if (was_up) cc__link_trace(links, link, CC_TRACE_LINK_BROKEN, status, evidence);
         if (is_new)
             look_again(links, link, 0);
         else
@@ -315,7 +315,9 @@ void cc__links_on_connected(cc__links *links, cc_stream stream) {
 
 /* The peer dials anew. Whether it still knows the session, it says next. */
 static void replace(cc__links *links, cc__link *link) {
+    bool was_up = link->state == CC__LINK_UP;
     note_break(links, link);
+    if (was_up) cc__link_trace(links, link, CC_TRACE_LINK_BROKEN, CC_CLOSED, CC_EVIDENCE_CLOSED);
     close_channels(links, link, false);
     link->fading_ns = CC__NEVER;
     link->state = CC__LINK_DIALING;

@@ -378,21 +378,21 @@ def test_no_free_port_in_the_range_is_a_clear_error() -> None:
 def slow_to_listen(worker: Worker, url: str, delay: float, **options: Any) -> float:
     """A call: joins while its agent, which takes what the coordinator says, is held up for a
     moment before each message, as on a machine with more to do than it can."""
-    from collectives import agent
+    from collectives.courier import Courier
 
-    take = agent.Agent._take
+    take = Courier.take
 
-    def late(self: agent.Agent, link: Any, message: Any) -> None:
+    def late(self: Courier, message: Any, now: float) -> None:
         time.sleep(delay)
-        take(self, link, message)
+        take(self, message, now)
 
-    agent.Agent._take = late  # type: ignore[method-assign]
+    Courier.take = late  # type: ignore[method-assign]
     try:
         worker.comm = cc.connect(url, **options)
         result = worker.comm.all_reduce(np.ones(1000))
         return float(result[0])
     finally:
-        agent.Agent._take = take  # type: ignore[method-assign]
+        Courier.take = take  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("slow", [0, 1, 2])
