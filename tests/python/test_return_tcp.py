@@ -19,7 +19,7 @@ def sums_until_evicted(worker: Worker) -> str:
     worker.note("begun")
     try:
         while True:
-            worker.comm.all_reduce(np.ones(1000))
+            worker.comm.all_reduce(np.ones(1000, np.int64))
     except cc.Evicted as error:
         worker.comm.close()
         return str(error)
