@@ -130,7 +130,8 @@ def _why(reports: decide.Reports, lost: bool, linked: bool) -> tuple[Cause, str]
     else:
         cause = Cause.LINK
     details = (report.detail for report in reports.values() if report.cause is cause)
-    return cause, next(filter(None, details), "")
+    unknown = "who found out was lost before it said which" if cause is Cause.MISMATCH else ""
+    return cause, next(filter(None, details), unknown)
 
 
 def after_boundary(

@@ -30,6 +30,7 @@ from script import FLUSH, Call, batch_of, input_of, pause_of, segment_bytes_of
 import collectives as cc
 
 PLAIN = 0.2  # of the calls wait inside, which tells nothing but the result
+CONNECT_S = 60.0
 PR_SET_PDEATHSIG = 1
 PLANTED_AT = (3, 12)  # peer, and the first operation that it does wrong
 
@@ -61,7 +62,7 @@ class Member:
 
     def run(self, url: str, **options: Any) -> None:
         self.ledger.state = State.JOINING
-        self.comm = cc.connect(url, name=f"p{self.peer}", **options)
+        self.comm = self.connect(url, **options)
         self.ledger.state = State.MEMBER
         try:
             stop = self.sync()
@@ -81,6 +82,16 @@ class Member:
             self.comm.close()
             self.ledger.reason = str(error)
             self.ledger.state = State.EVICTED
+
+    def connect(self, url: str, **options: Any) -> cc.Communicator:
+        """Tries again while the coordinator is away, as whatever starts processes would."""
+        until = time.monotonic() + CONNECT_S
+        while True:
+            try:
+                return cc.connect(url, name=f"p{self.peer}", **options)
+            except cc.CoordinatorUnreachable:
+                if time.monotonic() > until:
+                    raise
 
     # ---- operations ------------------------------------------------------------------------------
 

@@ -306,6 +306,17 @@ def test_the_cause_and_its_detail(
     assert (record.lost == pid("c")) == (expected is LOST)
 
 
+def test_of_a_mismatch_that_only_the_dead_could_name_that_is_said() -> None:
+    """c found it, told a and b by ABORT, and was lost before it reported which calls it were."""
+    stage = Stage(3)
+    stage.form("abc")
+    for who in "ab":
+        stage.report(who, 1, {}, cause=m.Cause.MISMATCH, c=GONE)
+    record = stage.record("a")
+    assert (record.cause, record.lost) == (m.Cause.MISMATCH, m.NO_PEER)
+    assert "lost before it said which" in record.detail
+
+
 def test_repeated_reports_add_evidence_and_change_nothing_else() -> None:
     stage = Stage(3)
     stage.form("abc")
