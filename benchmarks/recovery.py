@@ -79,7 +79,7 @@ class Run:
         self.cost(here)
         self.strikes("kill", here, "kill", args.kills)
         self.results["join_s"] = list(self.joins)
-        self.strikes("kill_busy", here, "kill", max(1, args.kills // 5), busy_s=args.busy)
+        self.strikes("kill_busy", here, "kill", args.kills, busy_s=args.busy)
         self.strikes("stop", here, "stop", args.silent)
         if missing := why_no_namespaces():
             self.results["cut_absent"] = f"no network namespaces: {missing}"
