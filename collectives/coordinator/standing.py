@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Set
+from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 
 from collectives.config import Timeouts
@@ -85,22 +85,37 @@ def settled_at(members: Mapping[bytes, Standing], strikes: Set[Pair], timeouts: 
 
 def _witnesses(reporters: list[Standing]) -> list[Standing]:
     """Those whose word is waited for. Who reported and died since can accuse nobody any more:
-    somebody has evidence that suffices, or those whom nobody finds silent all find it silent. They
-    must be the greater number, for one whose own links are cut finds all others silent."""
-    gone, doubted = set(), set()
-    for standing in reporters:
-        for peer, kinds in standing.evidence.items():
-            if not kinds.isdisjoint(FATAL):
-                gone.add(peer)
-            if SILENT in kinds:
-                doubted.add(peer)
+    somebody has evidence that suffices, or all the others find it silent."""
+    gone = {
+        peer
+        for standing in reporters
+        for peer, kinds in standing.evidence.items()
+        if not kinds.isdisjoint(FATAL)
+    }
     left = [s for s in reporters if s.member.id not in gone]
-    heard = [s for s in left if s.member.id not in doubted]
-    silent = {peer for peer in doubted if all(SILENT in s.evidence.get(peer, ()) for s in heard)}
-    agreed = [s for s in left if s.member.id not in silent]
-    if len(heard) > len(left) - len(agreed):
-        left = agreed
-    return left or reporters
+    unheard = _unheard(left)
+    return [s for s in left if s not in unheard] or reporters
+
+
+def _unheard(standings: Iterable[Standing]) -> list[Standing]:
+    """Those that none of the others hears, not even through one another, and whose word against
+    these does not count then. Of two neither: who should say which one it is?"""
+    left, found = list(standings), []
+    while len(left) > 2:
+        silent = [
+            standing
+            for standing in left
+            if all(
+                SILENT in other.evidence.get(standing.member.id, ())
+                for other in left
+                if other is not standing
+            )
+        ]
+        if not silent:
+            break
+        found.append(silent[0])
+        left.remove(silent[0])
+    return found
 
 
 def _dead_at(
@@ -125,22 +140,12 @@ def apart(
 ) -> dict[bytes, str]:
     """Which of these live, but cannot be in one group with the others, and why. `links`: the pairs
     that are broken now; `strikes`: those that were before."""
-    gone = dict.fromkeys(_cut_off(members, among), "no other member could reach it")
+    unheard = [s.member.id for s in _unheard(members[peer] for peer in among)]
+    gone = dict.fromkeys(unheard, "no other member could reach it")
     again = [pair for pair in links & strikes if pair.isdisjoint(gone)]
     serials = {peer: members[peer].member.serial for peer in among}
     twice = fewest_to_remove(again, links, serials)
     return gone | dict.fromkeys(twice, "its link to another member broke twice in a row")
-
-
-def _cut_off(members: Mapping[bytes, Standing], among: Collection[bytes]) -> set[bytes]:
-    """Those that none of the others hears, not even through one another, though they reach the
-    coordinator: no operation can ever go on with them. Of two neither."""
-    return {
-        peer
-        for peer in among
-        if len(among) > 2
-        and all(SILENT in members[other].evidence.get(peer, ()) for other in among if other != peer)
-    }
 
 
 def accused(members: Mapping[bytes, Standing]) -> set[bytes]:

@@ -72,6 +72,21 @@ def test_who_goes_for_a_broken_link_is_found_out_by_all_evidence() -> None:
     assert ranks(stage.record("a")) == {"a": 0, "c": 2, "d": 3}
 
 
+def test_one_that_is_cut_off_and_one_that_stopped_hold_nobody_up() -> None:
+    """a has stopped just after it reported, so it accuses nobody any more; the links of b are cut,
+    so it accuses all; and c, whose report never came, is silent to all that hear each other."""
+    stage = Stage(6)
+    stage.form("abcdef")
+    stage.report("a", 1, {}, b=SILENT)
+    stage.report("b", 1, {}, a=SILENT, c=SILENT, d=SILENT, e=SILENT, f=SILENT)
+    for who in "de":
+        stage.report(who, 1, {}, a=SILENT, b=SILENT, c=SILENT)
+    assert epochs(stage.report("f", 1, {}, b=SILENT, c=SILENT)) == []  # f may hear a still
+    stage.report("f", 1, {}, a=SILENT, b=SILENT, c=SILENT)
+    stage.tick(TIMEOUTS.beat)
+    assert ranks(stage.record("d")) == {"d": 3, "e": 4, "f": 5}
+
+
 def test_of_two_that_hear_nothing_of_each_other_neither_goes_at_once() -> None:
     stage = Stage(2)
     stage.form("ab")
