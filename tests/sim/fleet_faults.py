@@ -111,9 +111,10 @@ class Faults:
         at_death(self.fleet, victim)
         self.fleet.kill(victim)
         if self.rng.random() < 0.7:
-            self._come(self.rng.randrange(400 * MS))
+            self.come(self.rng.randrange(400 * MS))
 
-    def _come(self, delay_ns: int) -> None:
+    def come(self, delay_ns: int) -> None:
+        """Another process, unless it is late: who is missing then is replaced anyhow."""
         self.fleet.later(delay_ns, lambda: None if self.fleet.calm else self.newcomer())
 
     def newcomer(self) -> None:

@@ -75,7 +75,7 @@ class Life:
         """Lives it, checks it, and returns the points that it has reached."""
         with self.fleet as fleet:
             for _ in range(fleet.size):
-                fleet.later(self.rng.choice([0, 0, 20 * MS]), self.faults.newcomer)
+                self.faults.come(self.rng.choice([0, 0, 20 * MS]))
             fleet.run(self._danger_is_over, DANGER_MS)
             self.faults.end()
             fleet.tell("no more faults")
