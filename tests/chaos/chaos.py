@@ -4,6 +4,8 @@
     make chaos CHAOS="--faults 60"
     make chaos CHAOS="--seed 7 --faults 60"           that plan again
     make chaos CHAOS="--loopback"                     without namespaces, and so without blackholes
+    COLLECTIVES_TRACE_DIR=DIR make chaos              with a trace of each failure; drawing these
+                                                      takes memory, which is called a leak then
 
 Goal: what the library promises holds with real processes, sockets and signals: whoever survives
 gets the one correct result of every operation, inside the call. Method: peers (member.py) call what

@@ -47,7 +47,6 @@ class Peer(Process):
         command = [str(HERE / "member.py"), str(self._path), str(number), *words]
         env = {
             "COLLECTIVES_LOG": "info",
-            "COLLECTIVES_TRACE_DIR": str(folder),  # of failures: to be looked at beside the log
             "OPENBLAS_NUM_THREADS": "1",
             PLANT: plant,
         }
