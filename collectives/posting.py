@@ -61,11 +61,14 @@ class Options(MessageOptions, total=False):
             It fails on all members then, and what else is under way in the group with it.
         retry: False makes it fail with `PeerLost`, on all members, where it would otherwise begin
             again among the survivors. The same on all members.
+        whole: True makes it fail with `PeerLost`, on all members, if a rank has no member, at once
+            or when one is lost during it. The same on all members.
     """
 
     algorithm: str
     lane: int
     retry: bool
+    whole: bool
 
 
 _ANY_OPTIONS = frozenset({*MessageOptions.__annotations__, *Options.__annotations__})
@@ -239,6 +242,8 @@ class Posting:
                 raise ValueError(f"lane must be 0 to {lib.CC_REPORT_LANES_MAX - 1}, not {lane!r}")
             if not options.get("retry", True):
                 flags |= lib.CC_NO_RETRY
+            if options.get("whole", False):
+                flags |= lib.CC_WHOLE
         if self._closed:
             raise self._why_closed()
         request = frame.request
