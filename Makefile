@@ -77,7 +77,7 @@ test-python: $(STAMPS)/test
 # Torch is no requirement of the tests: this installs it (the CPU build where pip finds one).
 test-torch: $(STAMPS)/test
 	$(PIP) install torch==2.13.0
-	$(BIN)/python -m pytest tests/python/test_torch.py
+	$(BIN)/python -m pytest tests/python/test_torch.py tests/distributed $(PYTEST)
 
 # Arrays above 4 GiB: they take 9 GiB of memory, and PYTEST="-k one_result" 5.
 test-huge: $(STAMPS)/test
