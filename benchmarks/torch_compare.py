@@ -39,6 +39,7 @@ SIZES = {
     16 << 20: 4,
     64 << 20: 1,
 }
+BOTH = ("collectives", "gloo")
 CALLS = ("torch", "torch, async", "numpy")
 Rounds = list[dict[str, float]]
 
@@ -76,31 +77,32 @@ class Group:
 
 def measure(args: argparse.Namespace, env: dict[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    both = ("collectives", "gloo")
     for ranks in args.ranks:
         with tempfile.TemporaryDirectory() as folder, Workers() as workers:
             group = Group(workers, ranks, Path(folder), env)
 
-            def rounds(what: str, names: Sequence[str], **arguments: Any) -> Rounds:
-                answers = []
-                for number in range(args.rounds):
-                    with Progress(f"{ranks} ranks, {what} {arguments}: round {number + 1}"):
-                        order = list(names)[:: 1 if number % 2 == 0 else -1]
-                        answers.append(group.ask(what, order=order, **arguments))
-                return answers
-
-            mine: dict[str, Any] = {"calls": {}, "all_reduce": {}}
-            for size in (4, 16 << 10):
-                names = (*CALLS, "gloo") if ranks == 1 else CALLS
-                mine["calls"][size] = rounds("calls", names, size_bytes=size, count=2000)
-            if ranks > 1:
-                for size, count in SIZES.items():
-                    mine["all_reduce"][size] = rounds(
-                        "all_reduce", both, size_bytes=size, count=count
-                    )
-                mine["train"] = rounds("train", both, steps=args.steps)
-            found[str(ranks)] = mine
+            found[str(ranks)] = of_group(group, ranks, args)
             group.end()
+    return found
+
+
+def of_group(group: Group, ranks: int, args: argparse.Namespace) -> dict[str, Any]:
+    def rounds(what: str, names: Sequence[str], **arguments: Any) -> Rounds:
+        answers = []
+        for number in range(args.rounds):
+            with Progress(f"{ranks} ranks, {what} {arguments}: round {number + 1}"):
+                order = list(names)[:: 1 if number % 2 == 0 else -1]
+                answers.append(group.ask(what, order=order, **arguments))
+        return answers
+
+    found: dict[str, Any] = {"calls": {}, "all_reduce": {}}
+    for size in (4, 16 << 10):
+        names = (*CALLS, "gloo") if ranks == 1 else CALLS
+        found["calls"][size] = rounds("calls", names, size_bytes=size, count=2000)
+    if ranks > 1:
+        for size, count in SIZES.items():
+            found["all_reduce"][size] = rounds("all_reduce", BOTH, size_bytes=size, count=count)
+        found["train"] = rounds("train", BOTH, steps=args.steps)
     return found
 
 
@@ -121,7 +123,7 @@ def text(found: dict[str, Any]) -> str:
         if "train" in mine:
             cases.append(("DDP step", mine["train"]))
         for what, answers in cases:
-            times = [time_text(middle(answers, name)) for name in ("collectives", "gloo")]
+            times = [time_text(middle(answers, name)) for name in BOTH]
             against.append([ranks, what, *times, ratio(answers, "gloo", "collectives")])
         for size, answers in mine["calls"].items():
             own = [middle(answers, name) for name in CALLS]
