@@ -33,7 +33,8 @@ class ProcessGroup(Operations, dist.ProcessGroup):
         dist.ProcessGroup.__init__(self, communicator.rank, communicator.size)
         Operations.__init__(self)
         self.elastic = False
-        self._store, self._timeout = store, timeout
+        self._store = store
+        self.set_timeout(timeout)
         self._group_name = self._group_description = ""
         self._use(communicator)
         _groups.add(self)
@@ -107,6 +108,7 @@ class ProcessGroup(Operations, dist.ProcessGroup):
     def set_timeout(self, timeout: timedelta) -> None:
         """The deadline of operations that bring none of their own."""
         self._timeout = timeout
+        self._timeout_ms = round(timeout.total_seconds() * 1000)
 
     # ---- the end ---------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ import torch
 from torch.distributed import ReduceOp
 
 import collectives as cc
+from collectives.torch.plain import all_reduce as reduce_plain
 from collectives.torch.tensors import Blocks, Tensor, content, numbers, one
 from collectives.torch.work import Work
 
@@ -64,6 +65,7 @@ class Operations:
 
     _comm: cc.Communicator
     _timeout: timedelta
+    _timeout_ms: int
     elastic: bool
 
     def __init__(self) -> None:
@@ -131,10 +133,10 @@ class Operations:
     # ---- reductions ------------------------------------------------------------------------------
 
     def _reduce_in_place(self, tensor: Tensor, op: Any) -> Callable[..., Any]:
-        plain, kind = numbers(tensor), reduction(op)
-        preserve = self._preserve(plain)
+        x, kind = numbers(tensor), reduction(op)
+        preserve = self._preserve(x)
         return lambda **options: self._comm.all_reduce(
-            plain, op=kind, out=plain, preserve=preserve, **options
+            x, op=kind, out=x, preserve=preserve, **options
         )
 
     def _preserve(self, *tensors: Tensor) -> bool:
@@ -145,7 +147,24 @@ class Operations:
     def allreduce(self, tensors: Any, opts: Any = None, timeout: Any = None) -> Work | None:
         tensor = one(tensors)
         op, opts = _op_and_options(opts)
+        if opts is not None and not opts.asyncOp and self._reduce_plain(tensor, op, opts.timeout):
+            return None
         return self._run("all_reduce", opts, [self._reduce_in_place(tensor, op)], [tensor])
+
+    def _reduce_plain(self, tensor: Tensor, op: Any, timeout: timedelta) -> bool:
+        """Does it the short way, if it can."""
+        if self._open or self._coalesced is not None or _profiling():
+            return False
+        done = reduce_plain(
+            self._comm,
+            tensor,
+            op,
+            whole=not self.elastic,
+            preserve=self._preserve(tensor),
+            timeout_ms=self._timeout_ms if timeout <= _ZERO else int(timeout.total_seconds() * 1e3),
+        )
+        self._sequence += done
+        return done
 
     def allreduce_coalesced(self, tensors: list[Tensor], opts: Any = None) -> Work | None:
         op, opts = _op_and_options(opts)
