@@ -46,7 +46,7 @@ def looks_at_a_work(worker: Worker) -> None:
     assert not work.is_completed() and not work.is_success() and work.exception() is None
     future = work.get_future()
     assert not future.done()
-    with pytest.raises(TimeoutError, match="all_reduce.*goes on"):
+    with pytest.raises(TimeoutError, match=r"all_reduce.*goes on"):
         work.wait(SOON)
     with pytest.raises(RuntimeError):  # a script for torch knows no other
         work.wait(SOON)
@@ -322,3 +322,57 @@ def test_waiting_for_a_message_may_pass() -> None:
         first = ranks.peers[0].start(receives_late)
         ranks.peers[0].wait_note()
         results([first, ranks.peers[1].start(sends)])
+
+
+# ---- threads ---------------------------------------------------------------------------------
+
+
+def posts_from_threads(worker: Worker, threads: int, count: int) -> None:
+    """A call: threads, as those of callbacks are, post the same operation in one group."""
+    wrong: list[Any] = []
+
+    def post() -> None:
+        try:
+            xs = [torch.ones(3) for _ in range(count)]
+            works = [dist.all_reduce(x, async_op=True) for x in xs]
+            for work in works:
+                work.wait()
+            assert all(torch.equal(x, torch.full((3,), 2.0)) for x in xs)
+        except BaseException as error:
+            wrong.append(error)
+
+    running = [threading.Thread(target=post) for _ in range(threads)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join(30)
+        assert not thread.is_alive()
+    assert not wrong, wrong
+
+
+def test_threads_may_share_a_group() -> None:
+    with Ranks(2) as ranks:
+        ranks.each(posts_from_threads, 6, 200)
+
+
+class Ending:
+    """An operation that ends right when the waiting for it has passed."""
+
+    info = None
+    done = False
+
+    def wait(self, timeout: float | None = None) -> None:
+        if not self.done:
+            self.done = True
+            raise cc.TimedOut("all_reduce is not complete; it goes on")
+
+
+def test_waiting_that_passes_as_the_operation_ends_is_no_failure() -> None:
+    from collectives.torch.work import Work
+
+    x = torch.ones(1)
+    work = Work([Ending()], [x])
+    with pytest.raises(TimeoutError):
+        work.wait(SOON)
+    assert work.is_success() and work.exception() is None
+    assert work.get_future().wait()[0].data_ptr() == x.data_ptr()
