@@ -26,16 +26,17 @@ def join(store: Any, rank: int, size: int, timeout: timedelta) -> cc.Communicato
     Raises: RuntimeError: rank 0 could start no coordinator, and why; or the store's own error when
         a rank does not come within the timeout. What `connect` raises.
     """
-    settings = Settings.resolve()
     mine = store.add(f"rank/{rank}", 1)  # the how-manieth group it makes from this store
-    store.set(f"{mine}/host/{rank}", f"{host_number()} {int(settings.insecure)}")
-    if rank == 0:
-        try:
-            told = f"{_coordinator(store, mine, size, settings)} torch-{uuid.uuid4().hex}"
-        except Exception as error:
+    try:
+        settings = Settings.resolve()
+        store.set(f"{mine}/host/{rank}", f"{host_number()} {int(settings.insecure)}")
+        if rank == 0:
+            url = _coordinator(store, mine, size, settings)
+            store.set(f"{mine}/coordinator", f"{url} torch-{uuid.uuid4().hex}")
+    except Exception as error:
+        if rank == 0:  # all others wait to hear of it
             store.set(f"{mine}/coordinator", f"{_FAILED}{error}")
-            raise
-        store.set(f"{mine}/coordinator", told)
+        raise
     told = store.get(f"{mine}/coordinator").decode()
     if told.startswith(_FAILED):
         raise RuntimeError(f"rank 0 found no coordinator: {told.removeprefix(_FAILED)}")
