@@ -25,6 +25,9 @@ CHAOS ?=
 # How much of the recovery benchmark: make bench-recovery RECOVERY="--kills 5 --silent 2 --down 5"
 RECOVERY ?= --json build/bench/recovery.json --markdown build/bench/recovery.md
 
+# How much of the torch benchmark: make bench-torch TORCH="--rounds 3 --ranks 2"
+TORCH ?= --json build/bench/torch.json
+
 VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
@@ -46,7 +49,7 @@ CMAKE = $(BIN)/cmake -S . -G Ninja -DCOLLECTIVES_TESTS=ON --log-level=WARNING
 NINJA = $(BIN)/cmake --build
 CTEST = $(BIN)/ctest --output-on-failure --parallel $(JOBS)
 
-.PHONY: build demo bench bench-recovery test test-c test-python test-torch test-huge sim soak chaos \
+.PHONY: build demo bench bench-recovery bench-torch test test-c test-python test-torch test-huge sim soak chaos \
 	lint format docs \
 	sanitize asan tsan clean
 .DELETE_ON_ERROR:
@@ -64,6 +67,11 @@ bench-recovery: $(STAMPS)/build
 	mkdir -p build/bench
 	$(BIN)/python benchmarks/recovery.py $(RECOVERY)
 
+bench-torch: $(STAMPS)/build
+	$(PIP) install torch==2.13.0
+	mkdir -p build/bench
+	$(BIN)/python benchmarks/torch_compare.py $(TORCH)
+
 test: test-c test-python
 
 test-c: $(STAMPS)/test
@@ -77,7 +85,7 @@ test-python: $(STAMPS)/test
 # Torch is no requirement of the tests: this installs it (the CPU build where pip finds one).
 test-torch: $(STAMPS)/test
 	$(PIP) install torch==2.13.0
-	$(BIN)/python -m pytest tests/python/test_torch.py
+	$(BIN)/python -m pytest tests/python/test_torch.py tests/distributed $(PYTEST)
 
 # Arrays above 4 GiB: they take 9 GiB of memory, and PYTEST="-k one_result" 5.
 test-huge: $(STAMPS)/test

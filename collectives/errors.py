@@ -31,8 +31,8 @@ __all__ = [
 ]
 
 
-class CollectivesError(Exception):
-    """The base of all errors of this library."""
+class CollectivesError(RuntimeError):
+    """The base of all errors of this library. A `RuntimeError`, as torch's users expect."""
 
 
 class PeerLost(CollectivesError):

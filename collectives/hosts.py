@@ -1,7 +1,9 @@
-"""Members' addresses with the names of their hosts looked up, each once."""
+"""Hosts: which one this is, and the addresses of others by name."""
 
 from __future__ import annotations
 
+import os
+import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,7 +11,23 @@ from collectives import config
 from collectives.messages import Member
 
 
+def host_number() -> int:
+    """Equal for peers of one host: of one boot of one machine."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            boot = file.read()
+    except OSError:
+        boot = str(uuid.getnode())
+    try:
+        network = os.stat("/proc/self/ns/net").st_ino  # peers in other namespaces are remote
+    except OSError:
+        network = 0
+    return uuid.uuid5(uuid.NAMESPACE_OID, f"{boot}{network}").int >> 64
+
+
 class Hosts:
+    """Members' addresses with the names of their hosts looked up, each once."""
+
     def __init__(self) -> None:
         self._numeric: dict[str, str] = {}
 

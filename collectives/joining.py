@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import socket
 import uuid
 from collections.abc import Callable
@@ -22,25 +21,12 @@ from collectives.config import (
 )
 from collectives.core import Context
 from collectives.errors import CollectivesError, CoordinatorUnreachable
+from collectives.hosts import host_number
 from collectives.settings import Settings
 from collectives.trace import Recorder
 from collectives.work import timeout_ms
 
 _LOOPBACK = "lo"  # Linux's name of that interface
-
-
-def _host_number() -> int:
-    """Equal for peers of one host: of one boot of one machine."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            boot = file.read()
-    except OSError:
-        boot = str(uuid.getnode())
-    try:
-        network = os.stat("/proc/self/ns/net").st_ino  # peers in other namespaces are remote
-    except OSError:
-        network = 0
-    return uuid.uuid5(uuid.NAMESPACE_OID, f"{boot}{network}").int >> 64
 
 
 def _default_bind(url: str, insecure: bool, interface: str | None) -> str:
@@ -123,7 +109,7 @@ def connect(
     trace: int | None = None,
     trace_dir: str | None = None,
     io_max_bytes: int = 0,
-    insecure: bool = False,
+    insecure: bool | None = None,
     on_epoch: Callable[[int], None] | None = None,
 ) -> Communicator:
     """Joins a group and returns when this peer is a member.
@@ -131,8 +117,8 @@ def connect(
     The first `size` peers form the group; who comes later waits until the members call `admit`.
 
     Args:
-        coordinator: its URL, ``"cc://host:29400"``. This, timeouts, interface and from transport to
-            trace_dir are by default what the environment says: docs/settings.md.
+        coordinator: its URL, ``"cc://host:29400"``. This, timeouts, interface, from transport to
+            trace_dir, and insecure are by default what the environment says: docs/settings.md.
         group: the group's name. Its first peer fixes size, min_size, streams and segment_bytes.
         size: how many peers form the group.
         min_size: with fewer members left, operations raise `GroupTooSmall`.
@@ -172,6 +158,7 @@ def connect(
         receive_buffer_bytes=receive_buffer_bytes,
         trace=trace,
         trace_dir=trace_dir,
+        insecure=insecure,
     )
     logs.attach(settings.log)
     url, times = settings.coordinator, settings.timeouts
@@ -189,7 +176,7 @@ def connect(
         "io_max_bytes": io_max_bytes,
         "trace_events": settings.trace,
         "advertise": _numeric_advertise(advertise),
-        "bind_address": _bind_address(bind, advertise, url, insecure, settings.interface),
+        "bind_address": _bind_address(bind, advertise, url, settings.insecure, settings.interface),
         **agreed,
         **_port_range(ports),
     }
@@ -207,7 +194,7 @@ def connect(
         size=size,
         min_size=min_size,
         address=context.address(),
-        host=_host_number(),
+        host=host_number(),
         **agreed,
     )
     callback = None if on_epoch is None else lambda record: on_epoch(record.epoch)

@@ -55,9 +55,9 @@ class Operations(Posting):
     last `admit`) has a block all the same; where blocks are gathered its own is zeros.
 
     Every collective takes the keywords of `Options`: async_op, algorithm, dtype, lane, timeout,
-    retry. All raise TypeError, ValueError or NotImplementedError for arguments that cannot be, and
-    send nothing then, as they do with CollectivesError if 64 operations of the lane are open, or an
-    `admit` is; otherwise what `Work.wait` raises.
+    retry, whole. All raise TypeError, ValueError or NotImplementedError for arguments that cannot
+    be, and send nothing then, as they do with CollectivesError if 64 operations of the lane are
+    open, or an `admit` is; otherwise what `Work.wait` raises.
 
     When a member dies, an operation begins again among the survivors, inside the call. It raises
     `PeerLost` on all of them if it cannot be right without the dead one: reduce_scatter, scatter

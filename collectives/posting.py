@@ -61,11 +61,14 @@ class Options(MessageOptions, total=False):
             It fails on all members then, and what else is under way in the group with it.
         retry: False makes it fail with `PeerLost`, on all members, where it would otherwise begin
             again among the survivors. The same on all members.
+        whole: True makes it fail with `PeerLost`, on all members, if a rank has no member, at once
+            or when one is lost during it. The same on all members.
     """
 
     algorithm: str
     lane: int
     retry: bool
+    whole: bool
 
 
 _ANY_OPTIONS = frozenset({*MessageOptions.__annotations__, *Options.__annotations__})
@@ -155,11 +158,30 @@ class Posting:
             out = np.empty(x.shape, x.dtype)
         elif not (out is x or _is_like(out, x)) or not out.flags.writeable:
             return None
+        source, target = ffi.from_buffer(x), ffi.from_buffer(out)
+        self._reduce_at(source, target, code, op, count, lib.CC_PRESERVE, -1, x, out)
+        return out
+
+    def _reduce_at(
+        self,
+        source: Any,
+        target: Any,
+        code: int,
+        op: int,
+        count: int,
+        flags: int,
+        timed: int,
+        x: Any,
+        out: Any,
+    ) -> None:
+        """An all_reduce of what lies at `source`, waited for. All is as the core has it, and is
+        right: nothing is checked. `x` and `out` are whose memory it is."""
         frame = _take_frame()
         request, handle = frame.plain, frame.out
         request.dtype, request.op, request.count = code, op, count
-        source, request.out = ffi.from_buffer(x), ffi.from_buffer(out)
+        request.flags, request.timeout_ms = flags, timed
         request.__setattr__("in", source)
+        request.out = target
         try:
             status = lib.cc_run(
                 self._context.native, self._group, request, SLICE_MS, handle, frame.message
@@ -175,10 +197,10 @@ class Posting:
         if status == lib.CC_OK:
             if work:
                 lib.cc_work_free(work)
-            return out
+            return
         if not work:
             raise self._post_error(status, text(frame.message))
-        return self._work(work, "all_reduce", buffer_of(x), buffer_of(out, out=True)).wait()
+        self._work(work, "all_reduce", buffer_of(x), buffer_of(out, out=True)).wait()  # raises
 
     def _post_work(
         self, name: str, options: Mapping[str, Any], made: Callable[[Work], None], flags: int
@@ -239,6 +261,8 @@ class Posting:
                 raise ValueError(f"lane must be 0 to {lib.CC_REPORT_LANES_MAX - 1}, not {lane!r}")
             if not options.get("retry", True):
                 flags |= lib.CC_NO_RETRY
+            if options.get("whole", False):
+                flags |= lib.CC_WHOLE
         if self._closed:
             raise self._why_closed()
         request = frame.request
@@ -305,8 +329,7 @@ class _Frame:
     def __init__(self) -> None:
         self.request = ffi.new("cc_request *")
         self.plain = ffi.new("cc_request *")
-        self.plain.kind, self.plain.flags = lib.CC_ALL_REDUCE, lib.CC_PRESERVE
-        self.plain.timeout_ms = -1
+        self.plain.kind = lib.CC_ALL_REDUCE
         self.out = ffi.new("cc_work **")
         self.message = ffi.new("char[]", int(lib.CC_MESSAGE_MAX))
 

@@ -72,6 +72,13 @@ def _name(what: str) -> Kind:
     )
 
 
+_FLAG = Kind(
+    type=bool,
+    allowed="0 or 1",
+    read=lambda text: {"0": False, "1": True}.get(text),
+    check=lambda flag: True,
+    argument="True or False",
+)
 _FOLDER = Kind(
     str,
     "the path of a folder",
@@ -158,6 +165,12 @@ class Settings:
         "Where a trace is written when an operation fails or this peer is evicted: docs/trace.md.",
         "nowhere",
     )
+    insecure: bool = _row(
+        _FLAG,
+        False,
+        "Allow addresses other than loopback though there is no key: for networks that you trust.",
+        "0",
+    )
     from_variables: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)
     """The fields that a variable has set. Not a setting itself."""
 
@@ -179,7 +192,8 @@ class Settings:
             text = env.get(variable(row.name), "").strip()
             if given is not None:
                 allowed = kind.argument or kind.allowed
-                if not isinstance(given, kind.type) or isinstance(given, bool):
+                is_bool = isinstance(given, bool)  # which is an int for Python
+                if not isinstance(given, kind.type) or (is_bool and kind.type is not bool):
                     raise TypeError(f"{row.name} must be {allowed}, not {_shown(given)}")
                 found[row.name] = _checked(row.name, given, allowed, lambda v: v, kind.check)
             elif text:

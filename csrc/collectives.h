@@ -335,9 +335,10 @@ cc_status cc_next_event(cc_context *context, cc_event *out);
 #define CC_PRESERVE 1u /* in place: keep a copy of the input until the outcome is decided */
 #define CC_LEAVE 2u    /* CC_BOUNDARY: this peer leaves */
 #define CC_ASYNC 4u    /* the caller will not wait at once: the progress thread takes over */
-#define CC_NO_RETRY                                                                                \
-    8u /* fail with CC_PEER_LOST where it would begin again. Equal on all members; a
-                          reduction without CC_PRESERVE cannot begin again either */
+/* Equal on all members: fail with CC_PEER_LOST where it would begin again (a reduction without
+ * CC_PRESERVE always does); and if a rank has no member or loses it during the operation. */
+#define CC_NO_RETRY 8u
+#define CC_WHOLE 16u
 
 /* in and out are contiguous and do not overlap, except in place, where the smaller of the two is
  * this rank's block of the larger one (or both are the same). n is `count`; a block of rank r is

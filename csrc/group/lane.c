@@ -160,6 +160,21 @@ void cc__lane_fail_op(cc__group *group, cc__lane *lane, cc__op *op) {
     cc__lane_complete(group, lane, op, status, message);
 }
 
+/* It cannot be without a rank that has no member. */
+static void explain_missing(const cc__op *op, char *message) {
+    char what[160];
+    cc__signature_text(&op->signature, what, sizeof what);
+    bool is_root =
+        (cc__kind_traits(op->request.kind) & CC__HAS_ROOT) && op->verdict_rank == op->request.root;
+    const char *why = ", which has a part in it, was lost; admit() closes the hole";
+    if (op->request.flags & CC_WHOLE)
+        why = " was lost, and the call is for all ranks or none";
+    else if (is_root)
+        why = ", its root, was lost; choose another root";
+    snprintf(message, CC_MESSAGE_MAX, "%s, operation %llu: rank %u%s", what,
+             (unsigned long long)op->sequence, op->verdict_rank, why);
+}
+
 /* All members have voted for it: its result, or the error that all of them found at its start. */
 static void succeed(cc__group *group, cc__lane *lane, cc__op *op) {
     char message[CC_MESSAGE_MAX] = "";
@@ -171,13 +186,7 @@ static void succeed(cc__group *group, cc__lane *lane, cc__op *op) {
         op->info.lost_rank = lane->interruption.lost_rank;
     } else if (op->verdict == CC_PEER_LOST) {
         op->info.lost_rank = op->verdict_rank;
-        bool is_root = (cc__kind_traits(op->request.kind) & CC__HAS_ROOT) &&
-                       op->verdict_rank == op->request.root;
-        snprintf(message, sizeof message,
-                 is_root ? "operation %llu: rank %u, its root, was lost; choose another root"
-                         : "operation %llu: rank %u, which has a part in it, was lost; admit() "
-                           "closes the hole",
-                 (unsigned long long)op->sequence, op->verdict_rank);
+        explain_missing(op, message);
     }
     cc__lane_complete(group, lane, op, op->verdict, message);
 }

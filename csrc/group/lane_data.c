@@ -119,13 +119,14 @@ static uint32_t own_wishes(const cc__group *group, const cc_request *request) {
 /* The first rank without a member that the operation cannot do without, or `world`. */
 static uint32_t missing_rank(const cc__group *group, const cc_request *request) {
     unsigned traits = cc__kind_traits(request->kind);
+    bool needs_all = (traits & CC__NEEDS_ALL) || (request->flags & CC_WHOLE);
     for (uint32_t rank = 0, i = 0; rank < group->world; rank++) {
         if (i < group->size && group->ranks[i] == rank) {
             i++;
             continue;
         }
         bool is_root = (traits & CC__HAS_ROOT) && rank == request->root;
-        if (is_root || (traits & CC__NEEDS_ALL)) return rank;
+        if (is_root || needs_all) return rank;
     }
     return group->world;
 }
@@ -133,11 +134,11 @@ static uint32_t missing_rank(const cc__group *group, const cc_request *request) 
 /* Errors that all members find alike. */
 static cc_status find_verdict(const cc__group *group, const cc__lane *lane, cc__op *op) {
     if (group->size < group->min_size) return CC_GROUP_TOO_SMALL;
+    op->verdict_rank = missing_rank(group, &op->request);
+    if (op->verdict_rank < group->world) return CC_PEER_LOST;
     op->verdict_rank = CC__NO_RANK;
     bool is_final = op->signature.flags & CC__FINAL;
-    if (is_final && op->sequence <= lane->interrupted) return CC_PEER_LOST;
-    op->verdict_rank = missing_rank(group, &op->request);
-    return op->verdict_rank < group->world ? CC_PEER_LOST : CC_OK;
+    return is_final && op->sequence <= lane->interrupted ? CC_PEER_LOST : CC_OK;
 }
 
 static void choose_algorithm(const cc__group *group, cc__op *op) {

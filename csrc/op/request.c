@@ -149,15 +149,14 @@ void cc__request_blocks(const cc_request *request, uint32_t size, const uint32_t
 cc__signature cc__request_signature(const cc_request *request) {
     cc__signature signature = {.kind = (uint8_t)request->kind};
     unsigned traits = cc__kind_traits(request->kind);
-    if (!(traits & CC__HAS_DATA)) {
-        if (request->flags & CC_NO_RETRY) signature.flags = CC__FINAL;
-        return signature;
-    }
+    if (request->flags & CC_NO_RETRY) signature.flags |= CC__FINAL;
+    if (request->flags & CC_WHOLE) signature.flags |= CC__WHOLE;
+    if (!(traits & CC__HAS_DATA)) return signature;
     signature.dtype = (uint8_t)request->dtype;
     signature.algorithm = (uint8_t)request->algorithm;
     signature.count = request->count;
     bool input_is_lost = (traits & CC__HAS_OP) && !(request->flags & CC_PRESERVE);
-    if (input_is_lost || (request->flags & CC_NO_RETRY)) signature.flags = CC__FINAL;
+    if (input_is_lost) signature.flags |= CC__FINAL;
     if (traits & CC__HAS_OP) signature.op = (uint8_t)request->op;
     if (traits & CC__HAS_ROOT) signature.root = request->root;
     if (request->counts == NULL) return signature;

@@ -214,6 +214,7 @@ void cc__signature_text(const cc__signature *signature, char *out, size_t size) 
     if (signature->digest)
         append(&out, end, ", uneven %04x", (unsigned)(signature->digest & 0xffff));
     if (shows & COUNT) append(&out, end, ", algorithm=%s", NAME(ALGORITHMS, signature->algorithm));
+    append(&out, end, signature->flags & CC__WHOLE ? ", whole" : "");
     append(&out, end, signature->flags & CC__FINAL ? ", no retry)" : ")");
 #undef NAME
 }

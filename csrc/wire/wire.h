@@ -33,6 +33,7 @@ typedef enum cc__frame_type {
 
 #define CC__READY_ASKS 1u /* a READY's slot: have you posted it, too? */
 #define CC__FINAL 1u      /* it is not begun again after a failure */
+#define CC__WHOLE 2u      /* no rank may be without a member */
 
 /* What an operation is: equal on all members, or the call is an error on all of them. */
 typedef struct cc__signature {
@@ -40,7 +41,7 @@ typedef struct cc__signature {
     uint32_t root; /* a rank */
     uint64_t count;
     uint64_t digest; /* of the counts of uneven blocks; 0: even */
-    uint16_t flags;  /* CC__FINAL */
+    uint16_t flags;  /* CC__FINAL, CC__WHOLE */
 } cc__signature;
 
 /* A number that differs where signatures differ, but for one chance in 2^64. Never 0. */

@@ -38,6 +38,7 @@ GOOD: dict[str, tuple[str, Any]] = {
     "receive_buffer_bytes": ("0", 0),
     "trace": ("1024", 1024),
     "trace_dir": ("/tmp/of traces", "/tmp/of traces"),
+    "insecure": ("1", True),
 }
 WRONG: dict[str, tuple[list[str], list[Any]]] = {
     "coordinator": (["node:1", "cc://node:99999", "http://node"], ["node:1", ""]),
@@ -52,6 +53,7 @@ WRONG: dict[str, tuple[list[str], list[Any]]] = {
     "receive_buffer_bytes": (["-1", "x"], [-1, "1"]),
     "trace": (["-1", "1048577", "all"], [-1, 1 << 21, "1"]),
     "trace_dir": (["x" * 5000], ["", " a", "a\0", 1]),
+    "insecure": (["yes", "2", "true"], [1, "1"]),
 }
 NAMES = [row.name for row in s.rows()]
 
@@ -113,6 +115,8 @@ def test_a_wrong_argument(name: str, value: Any) -> None:
 def tells_what_is_allowed(message: str) -> bool:
     words = (
         "debug, info",
+        "0 or 1",
+        "True or False",
         "tcp",
         "lan",
         "LAN",

@@ -87,6 +87,7 @@ LOCAL_TIMES = {
     *("SPIN_NS", "IDLE_NS", "BLOCK_MAX_NS", "TCP_PAUSE_NS"),  # of a thread, between looks
     *("TRIM_NS", "KEEP_NS"),  # of memory that nobody wants
     *("WAIT_SLICE_S", "SLICE_MS"),  # of a wait, so that Ctrl-C is noticed
+    "_END_S",  # of threads, at the process's end
     *("SOFTWARE_NS", "GAUGE_MIN_NS", "LATENCY_NS", "MESSAGE_NS"),  # what work costs, not how long
     "CC__MS",  # a unit
 }
@@ -101,6 +102,7 @@ def times(text: str) -> set[str]:
 # ---- Python -------------------------------------------------------------------------------------
 
 EXTENSION = "collectives._native"
+STARTS_A_COORDINATOR = "collectives.torch.rendezvous"  # as a process, where nobody did
 SHARED = {
     f"collectives.{name}"
     for name in ("codec", "config", "errors", "fields", "logs", "messages", "settings")
@@ -141,8 +143,11 @@ def import_fault(module: str, used: str) -> str | None:
         return "only collectives._core imports the extension"
     if within(used, "collectives.cli") and not command_line:
         return "the command line is nobody's library"
-    if within(used, "collectives.coordinator") and not coordinator and not command_line:
+    starts_one = module == STARTS_A_COORDINATOR and within(used, "collectives.coordinator.process")
+    if within(used, "collectives.coordinator") and not (coordinator or command_line or starts_one):
         return "a peer does not depend on the coordinator"
+    if within(used, "torch") and not within(module, "collectives.torch"):
+        return "torch is optional"
     beside = within(used, "collectives") and not within(used, "collectives.coordinator")
     if coordinator and beside and not any(within(used, shared) for shared in SHARED):
         return "the coordinator shares messages, errors and config with the peers, nothing else"

@@ -102,6 +102,33 @@ def test_without_retry_the_loss_is_agreed() -> None:
     assert every_death(prepare, 3, SEED, 200) == {"at once", "lost"}
 
 
+@pytest.mark.parametrize("kind", ["all_reduce", "broadcast"])
+def test_a_whole_call_is_for_all_ranks_or_none(kind: str) -> None:
+    """On all survivors or on none; the next one, posted before or after the death, too."""
+
+    def prepare() -> tuple[World, list[Row]]:
+        world = formed(SEED, 3)
+        specs = [Spec(kind, 700, whole=True) for _ in range(2)]
+        return world, [post_all(world, spec) for spec in specs]
+
+    assert every_death(prepare, 3, SEED, 200) == {"at once", "lost"}
+
+
+@pytest.mark.parametrize("kind", ["all_reduce", "broadcast", "all_gather", "barrier"])
+def test_a_whole_call_among_survivors_is_lost(kind: str) -> None:
+    with formed(SEED, 3) as world:
+        world.kill(world.peers[1])
+        world.recover()
+        rows = []
+        for whole in (True, False, True):
+            spec = Spec(kind, 700 if kind != "barrier" else 0, root=2, whole=whole)
+            rows.append(post_all(world, spec))
+            world.finish(rows[-1][1].values())
+            fates = {fate(operation, [1]) for operation in rows[-1][1].values()}
+            assert fates == ({"lost"} if whole else {"at once"})
+        check_outcomes(world, rows)
+
+
 # What a death means: the table of docs/protocol.md, section 5.
 COMPLETED = ("all_reduce", "all_gather", "broadcast", "reduce", "gather", "barrier")
 NEED_ALL = ("scatter", "reduce_scatter", "all_to_all")

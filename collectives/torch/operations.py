@@ -1,0 +1,427 @@
+"""The collectives of a process group: torch's calls as those of a `Communicator`.
+
+torch hands in lists of tensors and an options object. What it waits for at once (`asyncOp` false)
+runs at once, and no work is returned, as upstream has it. All work is in place or into tensors of
+the caller; strided ones are right, whatever their strides.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from datetime import timedelta
+from typing import Any, Protocol
+
+import torch
+from torch.distributed import ReduceOp
+
+import collectives as cc
+from collectives.torch.plain import all_reduce as reduce_plain
+from collectives.torch.tensors import Blocks, Tensor, content, numbers, one
+from collectives.torch.work import Work
+
+_ZERO = timedelta(0)
+_OPS = {
+    ReduceOp.SUM: "sum",
+    ReduceOp.AVG: "avg",
+    ReduceOp.MIN: "min",
+    ReduceOp.MAX: "max",
+    ReduceOp.PRODUCT: "prod",
+    ReduceOp.BAND: "band",
+    ReduceOp.BOR: "bor",
+    ReduceOp.BXOR: "bxor",
+}
+_OPEN_MAX = 60  # operations at a time; the core takes 64 in a lane
+_PRESERVE_BYTES = 1 << 20
+_profiling = torch._C._autograd._profiler_enabled
+_nothing = nullcontext()
+
+
+class Options(Protocol):
+    """What the options objects of torch have in common."""
+
+    asyncOp: bool
+    timeout: timedelta
+
+
+def reduction(op: Any) -> str | cc.Premul:
+    """A ReduceOp as `Communicator.all_reduce` has it. Raises TypeError."""
+    kind = getattr(op, "op", op)
+    if (name := _OPS.get(kind)) is not None:
+        return name
+    if kind == ReduceOp.PREMUL_SUM:
+        factor = op.__getstate__()[1]
+        return cc.premul(float(factor))
+    raise TypeError(f"the reduction {op} is not known")
+
+
+class Operations:
+    """The part of `ProcessGroup` that runs operations.
+
+    All raise what `Communicator`'s raise, here or from the `Work`; the timeout of a call is its
+    deadline, on all ranks.
+    """
+
+    _comm: cc.Communicator
+    _timeout: timedelta
+    _timeout_ms: int
+    elastic: bool
+
+    def __init__(self) -> None:
+        self._sequence = 0
+        self._open: deque[cc.Work] = deque()
+        self._coalesced: list[Work] | None = None
+
+    # ---- posting ---------------------------------------------------------------------------------
+
+    def _options(self, opts: Options | None) -> dict[str, Any]:
+        timeout = self._timeout
+        if opts is not None and opts.timeout > _ZERO:
+            timeout = opts.timeout
+        return {"timeout": timeout.total_seconds(), "whole": not self.elastic}
+
+    def _run(
+        self,
+        name: str,
+        opts: Options | None,
+        calls: Sequence[Callable[..., Any]],
+        results: list[Any],
+        finish: Callable[[], None] | None = None,
+    ) -> Work | None:
+        """Makes these calls of the communicator, each with the options that all have. `results` is
+        what the work's future yields, `finish` brings them to where torch wants them."""
+        self._sequence += 1
+        options = self._options(opts)
+        with self._recorded(name):
+            if opts is not None and not opts.asyncOp and self._coalesced is None:
+                for call in calls:
+                    self._make_room()
+                    call(**options)
+                if finish is not None:
+                    finish()
+                return None
+            works = []
+            for call in calls:
+                self._make_room()
+                works.append(call(async_op=True, **options))
+                self._open.append(works[-1])
+            work = Work(works, results, finish)
+        if self._coalesced is not None:
+            self._coalesced.append(work)
+        return work
+
+    def _make_room(self) -> None:
+        """Waits while as many operations are open as the core takes."""
+        pending = self._open
+        while pending and (len(pending) >= _OPEN_MAX or pending[0].done):
+            with suppress(cc.CollectivesError):  # its own waiter is told
+                pending.popleft().wait()
+
+    def _recorded(self, name: str) -> AbstractContextManager[Any]:
+        if not _profiling():
+            return _nothing
+        return torch.autograd.profiler.record_function(f"collectives:{name}")
+
+    def _start_coalescing(self, device: Any) -> None:
+        self._coalesced = []
+
+    def _end_coalescing(self, device: Any) -> Work:
+        works, self._coalesced = self._coalesced or [], None
+        return _together(works)
+
+    # ---- reductions ------------------------------------------------------------------------------
+
+    def _reduce_in_place(self, tensor: Tensor, op: Any) -> Callable[..., Any]:
+        x, kind = numbers(tensor), reduction(op)
+        preserve = self._preserve(x)
+        return lambda **options: self._comm.all_reduce(
+            x, op=kind, out=x, preserve=preserve, **options
+        )
+
+    def _preserve(self, *tensors: Tensor) -> bool:
+        """Whether a failed reduction in place has to leave its input as it was. Torch does not ask
+        for that; but without it an operation cannot begin again, and a copy of little is cheap."""
+        return self.elastic or sum(t.numel() * t.itemsize for t in tensors) <= _PRESERVE_BYTES
+
+    def allreduce(self, tensors: Any, opts: Any = None, timeout: Any = None) -> Work | None:
+        tensor = one(tensors)
+        op, opts = _op_and_options(opts)
+        if opts is not None and not opts.asyncOp and self._reduce_plain(tensor, op, opts.timeout):
+            return None
+        return self._run("all_reduce", opts, [self._reduce_in_place(tensor, op)], [tensor])
+
+    def _reduce_plain(self, tensor: Tensor, op: Any, timeout: timedelta) -> bool:
+        """Does it the short way, if it can."""
+        if self._open or self._coalesced is not None or _profiling():
+            return False
+        done = reduce_plain(
+            self._comm,
+            tensor,
+            op,
+            whole=not self.elastic,
+            preserve=self._preserve(tensor),
+            timeout_ms=self._timeout_ms if timeout <= _ZERO else int(timeout.total_seconds() * 1e3),
+        )
+        self._sequence += done
+        return done
+
+    def allreduce_coalesced(self, tensors: list[Tensor], opts: Any = None) -> Work | None:
+        op, opts = _op_and_options(opts)
+        plain, kind = [numbers(tensor) for tensor in tensors], reduction(op)
+        by_dtype: dict[Any, list[Tensor]] = {}
+        for tensor in plain:
+            by_dtype.setdefault(tensor.dtype, []).append(tensor)
+
+        def call(same: list[Tensor]) -> Callable[..., Any]:
+            preserve = self._preserve(*same)
+            return lambda **options: self._comm.all_reduce_many(
+                same, op=kind, out=same, preserve=preserve, **options
+            )
+
+        calls = [call(same) for same in by_dtype.values()]
+        return self._run("all_reduce", opts, calls, list(tensors))
+
+    def reduce(self, tensors: Any, opts: Any = None) -> Work | None:
+        tensor = one(tensors)
+        plain, kind, root = numbers(tensor), reduction(opts.reduceOp), opts.rootRank
+        out = plain if root == self._comm.rank else None
+        preserve = self._preserve(plain)
+
+        def call(**options: Any) -> Any:
+            return self._comm.reduce(plain, root, op=kind, out=out, preserve=preserve, **options)
+
+        return self._run("reduce", opts, [call], [tensor])
+
+    def reduce_scatter(self, outputs: Any, inputs: Any, opts: Any = None) -> Work | None:
+        target, blocks = one(outputs), Blocks([numbers(t) for t in inputs[0]])
+        op, opts = _op_and_options(opts)
+        plain, kind, flat = numbers(target), reduction(op), blocks.gather()
+
+        def call(**options: Any) -> Any:
+            if blocks.even:
+                x = flat.view(len(blocks.counts), -1)
+                return self._comm.reduce_scatter(x, op=kind, out=plain, **options)
+            counts = blocks.counts
+            return self._comm.reduce_scatter(flat, op=kind, counts=counts, out=plain, **options)
+
+        return self._run("reduce_scatter", opts, [call], [target])
+
+    def _scatter_reduced(self, output: Tensor, given: Tensor, op: Any) -> Callable[..., Any]:
+        plain, kind = numbers(output), reduction(op)
+        x = numbers(given).reshape(self._comm.size, -1)
+        return lambda **options: self._comm.reduce_scatter(x, op=kind, out=plain, **options)
+
+    def reduce_scatter_single(self, output: Tensor, given: Tensor, opts: Any = None) -> Work | None:
+        op, opts = _op_and_options(opts)
+        call = self._scatter_reduced(output, given, op)
+        return self._run("_reduce_scatter_base", opts, [call], [output])
+
+    _reduce_scatter_base = reduce_scatter_single
+
+    def reduce_scatter_single_coalesced(
+        self, outputs: list[Tensor], inputs: list[Tensor], opts: Any = None
+    ) -> Work | None:
+        op, opts = _op_and_options(opts)
+        pairs = zip(outputs, inputs, strict=True)
+        calls = [self._scatter_reduced(output, given, op) for output, given in pairs]
+        return self._run("_reduce_scatter_base", opts, calls, list(outputs))
+
+    reduce_scatter_tensor_coalesced = reduce_scatter_single_coalesced
+
+    # ---- moving data -----------------------------------------------------------------------------
+
+    def broadcast(self, tensors: Any, opts: Any = None, timeout: Any = None) -> Work | None:
+        tensor = one(tensors)
+        root, opts = (opts, None) if isinstance(opts, int) else (opts.rootRank, opts)
+        plain = content(tensor)
+
+        def call(**options: Any) -> Any:
+            return self._comm.broadcast(plain, root, out=plain, **options)
+
+        return self._run("broadcast", opts, [call], [tensor])
+
+    def allgather(self, outputs: Any, inputs: Any, opts: Any = None) -> Work | None:
+        results = outputs[0]
+        call, finish = self._gather_all(results, one(inputs))
+        return self._run("all_gather", opts, [call], [results], finish)
+
+    def _gather_all(
+        self, results: list[Tensor], given: Tensor
+    ) -> tuple[Callable[..., Any], Callable[[], None]]:
+        blocks, plain = Blocks(results), content(given).reshape(-1)
+
+        def call(**options: Any) -> Any:
+            counts = None if blocks.even else blocks.counts
+            return self._comm.all_gather(plain, counts=counts, out=blocks.flat, **options)
+
+        return call, blocks.spread
+
+    def allgather_coalesced(
+        self, outputs: list[list[Tensor]], inputs: list[Tensor], opts: Any = None
+    ) -> Work | None:
+        """`outputs` is a list for each rank, of a tensor for each input."""
+        per_input = [list(results) for results in zip(*outputs, strict=True)]
+        both = [
+            self._gather_all(results, given)
+            for results, given in zip(per_input, inputs, strict=True)
+        ]
+
+        def finish() -> None:
+            for _, spread in both:
+                spread()
+
+        return self._run("all_gather", opts, [call for call, _ in both], list(outputs), finish)
+
+    def _gather_flat(self, output: Tensor, given: Tensor) -> Callable[..., Any]:
+        target, plain = content(output), content(given)
+        return lambda **options: self._comm.all_gather(plain, out=target, **options)
+
+    def all_gather_single(self, output: Tensor, given: Tensor, opts: Any = None) -> Work | None:
+        call = self._gather_flat(output, given)
+        return self._run("_all_gather_base", opts, [call], [output])
+
+    _allgather_base = all_gather_single
+
+    def all_gather_single_coalesced(
+        self, outputs: list[Tensor], inputs: list[Tensor], opts: Any = None
+    ) -> Work | None:
+        pairs = zip(outputs, inputs, strict=True)
+        calls = [self._gather_flat(output, given) for output, given in pairs]
+        return self._run("_all_gather_base", opts, calls, list(outputs))
+
+    allgather_into_tensor_coalesced = all_gather_single_coalesced
+
+    def gather(self, outputs: Any, inputs: Any, opts: Any = None) -> Work | None:
+        given, root = one(inputs), opts.rootRank
+        plain = content(given).reshape(-1)
+        at_root = root == self._comm.rank
+        blocks = Blocks(outputs[0]) if at_root else None
+
+        def call(**options: Any) -> Any:
+            out = None if blocks is None else blocks.flat
+            return self._comm.gather(plain, root, out=out, **options)
+
+        finish = None if blocks is None else blocks.spread
+        return self._run("gather", opts, [call], [outputs[0] if at_root else []], finish)
+
+    def scatter(self, outputs: Any, inputs: Any, opts: Any = None) -> Work | None:
+        target, root = one(outputs), opts.rootRank
+        plain = content(target)
+        x = None
+        if root == self._comm.rank:
+            x = Blocks(inputs[0]).gather().view(len(inputs[0]), -1)
+
+        def call(**options: Any) -> Any:
+            return self._comm.scatter(x, root, out=plain, **options)
+
+        return self._run("scatter", opts, [call], [target])
+
+    def alltoall(self, outputs: list[Tensor], inputs: list[Tensor], opts: Any = None) -> Any:
+        received, sent = Blocks(outputs), Blocks(inputs)
+        flat = sent.gather()
+
+        def call(**options: Any) -> Any:
+            counts, receive_counts = sent.counts, received.counts
+            return self._comm.all_to_all(
+                flat, counts=counts, receive_counts=receive_counts, out=received.flat, **options
+            )
+
+        return self._run("all_to_all", opts, [call], list(outputs), received.spread)
+
+    def all_to_all_single(
+        self,
+        output: Tensor,
+        given: Tensor,
+        output_splits: list[int],
+        input_splits: list[int],
+        opts: Any = None,
+    ) -> Work | None:
+        target, plain = content(output), content(given)
+        counts = _elements(plain, input_splits, self._comm.size)
+        receive_counts = _elements(target, output_splits, self._comm.size)
+        flat = plain.reshape(-1)
+
+        def call(**options: Any) -> Any:
+            return self._comm.all_to_all(
+                flat, counts=counts, receive_counts=receive_counts, out=target, **options
+            )
+
+        return self._run("all_to_all", opts, [call], [output])
+
+    alltoall_base = all_to_all_single
+
+    # ---- barriers and messages -------------------------------------------------------------------
+
+    def barrier(self, opts: Any = None) -> Work | None:
+        return self._run("barrier", opts, [lambda **options: self._comm.barrier(**options)], [])
+
+    def monitored_barrier(
+        self, timeout: timedelta | None = None, wait_all_ranks: bool = False
+    ) -> None:
+        """A barrier whose failure names who did not come: all ranks of whom that is known, whether
+        or not all are asked for.
+
+        Raises: TimedOut, naming them, on all ranks that came; PeerLost.
+        """
+        limit = (self._timeout if timeout is None else timeout).total_seconds()
+        self._make_room()
+        self._comm.barrier(timeout=limit, whole=not self.elastic)
+
+    def send(self, tensors: Any, to: int, tag: int = 0) -> Work:
+        tensor = one(tensors)
+        return self._message("send", tensor, self._comm.send, content(tensor), to, tag=tag)
+
+    def recv(self, tensors: Any, source: int | None, tag: int = 0) -> Work:
+        tensor = one(tensors)
+        return self._message("recv", tensor, self._comm.recv, content(tensor), source, tag=tag)
+
+    def recv_anysource(self, tensors: Any, tag: int = 0) -> Work:
+        return self.recv(tensors, None, tag)
+
+    def _message(
+        self, name: str, tensor: Tensor, call: Callable[..., Any], *arguments: Any, tag: int
+    ) -> Work:
+        limit = self._timeout.total_seconds()
+        with self._recorded(name):
+            work = Work([call(*arguments, tag=tag, timeout=limit, async_op=True)], [tensor])
+        if self._coalesced is not None:
+            self._coalesced.append(work)
+        return work
+
+
+def _op_and_options(opts: Any) -> tuple[Any, Any]:
+    """torch's calls take options, or in a short form a ReduceOp, or nothing."""
+    if opts is None:
+        return ReduceOp.SUM, None
+    if hasattr(opts, "reduceOp"):
+        return opts.reduceOp, opts
+    return opts, None
+
+
+def _elements(tensor: Tensor, splits: Sequence[int], size: int) -> list[int]:
+    """How many elements go to each rank, or come from it. Splits are of the first axis."""
+    if not len(splits):
+        if tensor.numel() % size:
+            raise ValueError(
+                f"a tensor of shape {tuple(tensor.shape)} cannot be split evenly among {size} ranks"
+            )
+        return [tensor.numel() // size] * size
+    rows = tensor.shape[0] if tensor.dim() else 1
+    if len(splits) != size or sum(splits) != rows:
+        raise ValueError(
+            f"split sizes {list(splits)} do not fit {size} ranks and a first axis of {rows}"
+        )
+    row = tensor[0].numel() if rows else 0
+    return [split * row for split in splits]
+
+
+def _together(works: Sequence[Work]) -> Work:
+    """One work for several."""
+
+    def finish() -> None:
+        for work in works:
+            work.wait()
+
+    parts = [part for work in works for part in work._works]
+    return Work(parts, [tensor for work in works for tensor in work._tensors], finish)

@@ -1,0 +1,80 @@
+"""Every collective of torch.distributed, against what it should give. Skipped without torch.
+
+Goal: each call gives the right values on every rank, for every dtype and reduction that torch has,
+strided, empty and scalar tensors among them. Method: values that differ by rank and are exact in
+every dtype; expectations computed locally with torch itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import torch.distributed as dist  # noqa: E402
+from cluster import Worker  # noqa: E402
+from ranks import Ranks  # noqa: E402
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def given(rank: int, dtype: Any) -> Any:
+    return (torch.arange(12) % 3 + rank % 2).to(dtype).reshape(3, 4)
+
+
+def all_reduces(worker: Worker) -> None:
+    """A call: in place, whatever the strides."""
+    size = dist.get_world_size()
+    for name in ("float32", "float64", "float16", "bfloat16", "int8", "int16", "int32", "uint8"):
+        dtype = getattr(torch, name)
+        everyone = torch.stack([given(rank, dtype) for rank in range(size)]).double()
+        want = {
+            dist.ReduceOp.SUM: everyone.sum(0),
+            dist.ReduceOp.MIN: everyone.amin(0),
+            dist.ReduceOp.MAX: everyone.amax(0),
+            dist.ReduceOp.PRODUCT: everyone.prod(0),
+        }
+        for op, expected in want.items():
+            x = given(dist.get_rank(), dtype)
+            dist.all_reduce(x, op=op)
+            assert torch.equal(x, expected.to(dtype)), (name, op)
+        strided = given(dist.get_rank(), dtype).t().contiguous().t()
+        dist.all_reduce(strided)
+        assert torch.equal(strided, everyone.sum(0).to(dtype)), name
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_all_reduce(size: int) -> None:
+    with Ranks(size) as ranks:
+        ranks.each(all_reduces)
+
+
+def lose_a_rank(worker: Worker) -> str:
+    """A call: works until it fails."""
+    x = torch.ones(1000)
+    try:
+        while True:
+            dist.all_reduce(x, op=dist.ReduceOp.AVG)
+            worker.kept["rounds"] = worker.kept.get("rounds", 0) + 1
+            if worker.kept["rounds"] == 5:
+                worker.note("under way")
+    except RuntimeError as error:
+        first = str(error)
+    with pytest.raises(RuntimeError, match="rank"):
+        dist.all_reduce(x)
+    return first
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+def test_a_lost_rank_fails_all_the_others(victim: int) -> None:
+    with Ranks(3) as ranks:
+        calls = ranks.start(lose_a_rank)
+        for peer in ranks.peers:
+            peer.wait_note()
+        ranks.peers[victim].kill()
+        for rank, call in enumerate(calls):
+            if rank != victim:
+                message = call.result()
+                assert "all_reduce" in message and f"rank {victim} was lost" in message
