@@ -25,9 +25,6 @@ groups are of ranks 1 and 2 and need three, but are skipped below eight: for ups
 with four GPUs, it says there, and for the time being."""
 
 FEATURES = ("gpu", "cuda", "ddp", "subgroup", "plugin")
-PROFILED = ("PROFILING_SUPPORTED_BACKENDS", "SEND_RECV_PROFILING_SUPPORTED_BACKENDS")
-"""Upstream's lists of those whose profiler events the tests look at."""
-
 MODULE = "torch.testing._internal.distributed.distributed_test"
 
 
@@ -61,8 +58,6 @@ def _load(gate: str, backend: str) -> types.ModuleType:
     module = importlib.import_module(MODULE)
     for feature in FEATURES:
         module.DistTestCases.backend_feature[feature].add(backend)
-    for supported in PROFILED:
-        getattr(module, supported).append(backend)
     module.BACKEND = backend
     return module
 

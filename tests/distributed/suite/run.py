@@ -57,9 +57,8 @@ def results(suites: Suites, options: argparse.Namespace) -> list[Result]:
 
 
 def tell(result: Result) -> None:
-    print(f"{result.verdict:7} {result.seconds:5.1f} s  {result.name}", flush=True)
-    if result.verdict == case.FAILED:
-        print(f"        {result.reason}\n{result.output}", flush=True)
+    reason = f": {result.reason}" if result.verdict == case.FAILED else ""
+    print(f"{result.verdict:7} {result.seconds:5.1f} s  {result.name}{reason}", flush=True)
 
 
 def check(found: Sequence[Result], options: argparse.Namespace) -> int:
