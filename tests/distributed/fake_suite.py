@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "suite"))
 
-import case
 import run
+import tree
 
 
 def note(name: str) -> None:
@@ -81,5 +81,5 @@ def suites(backend: str, ranks: int, limit_s: float) -> Iterator[type[unittest.T
 
 
 if __name__ == "__main__":
-    case.LEAVE_S = 0.2
+    tree.LEAVE_S = 0.2
     sys.exit(run.main(sys.argv[1:], suites, "no torch"))

@@ -76,7 +76,7 @@ def test_each_kind_is_told_apart_and_no_process_is_left(runner: Runner) -> None:
     assert reasons["test_crashes"] == "its process ended with exit code -9"
     assert "one is not two" in reasons["test_fails"]
     assert reasons["test_hangs"] == f"was still running after {LIMIT_S} s"
-    assert "left processes behind" in reasons["test_leaves_a_daemon"]
+    assert "left a process behind" in reasons["test_leaves_a_daemon"]
     assert reasons["test_of_no_gate"] == "both gates are shut"
     assert reasons["test_skips"] == "not today"
     assert "what it printed" in results["test_fails"]["output"]

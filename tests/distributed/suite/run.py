@@ -13,11 +13,13 @@ import sys
 import time
 import unittest
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import case
 import results as r
-from case import SKIPPED, Result
+from case import FAILED, SKIPPED, Result
+from tree import Tree
 
 RECORDS = Path(__file__).resolve().parent / "records"
 
@@ -41,23 +43,39 @@ def results(suites: Suites, options: argparse.Namespace) -> list[Result]:
     """Each test once: behind the first gate that is open for it."""
     ran: dict[str, Result] = {}
     shut: dict[str, Result] = {}
-    for suite in suites(options.backend, options.ranks, options.limit):
-        threads = len(os.listdir("/proc/self/task"))
-        assert threads == 1, f"{threads} threads after the imports: nothing can be forked off"
-        for name in unittest.TestLoader().getTestCaseNames(suite):
-            if (options.only or "") not in name or name in ran:
-                continue
-            reason = getattr(getattr(suite, name), "__unittest_skip_why__", None)
-            if reason is not None:
-                shut.setdefault(name, Result(name, SKIPPED, reason))
-            else:
-                ran[name] = case.run(suite(name), name, options.limit)
+    tree = Tree()
+    try:
+        for suite in suites(options.backend, options.ranks, options.limit):
+            threads = len(os.listdir("/proc/self/task"))
+            assert threads == 1, f"{threads} threads after the imports: nothing can be forked off"
+            for name in unittest.TestLoader().getTestCaseNames(suite):
+                if (options.only or "") not in name or name in ran:
+                    continue
+                reason = getattr(getattr(suite, name), "__unittest_skip_why__", None)
+                if reason is not None:
+                    shut.setdefault(name, Result(name, SKIPPED, reason))
+                    continue
+                ran[name] = case.run(suite(name), name, options.limit, tree)
                 tell(ran[name])
+                blame(tree, ran)
+        while not tree.is_empty:
+            blame(tree, ran)
+            time.sleep(0.01)
+    finally:
+        tree.kill_all()
     return [result for _, result in sorted({**shut, **ran}.items())]
 
 
+def blame(tree: Tree, ran: dict[str, Result]) -> None:
+    """Tests whose processes did not end fail after all."""
+    for late in tree.overdue():
+        reason = f"left a process behind: {late.command}"
+        ran[late.test] = replace(ran[late.test], verdict=FAILED, reason=reason)
+        tell(ran[late.test])
+
+
 def tell(result: Result) -> None:
-    reason = f": {result.reason}" if result.verdict == case.FAILED else ""
+    reason = f": {result.reason}" if result.verdict == FAILED else ""
     print(f"{result.verdict:7} {result.seconds:5.1f} s  {result.name}{reason}", flush=True)
 
 
@@ -82,8 +100,7 @@ def main(argv: Sequence[str], suites: Suites | None = None, version: str = "") -
         import upstream
 
         suites, version = upstream.suites, upstream.version()
-    case.adopt_orphans()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the test's tree is killed
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the tree is killed
     began = time.monotonic()
     found = results(suites, options)
     about = f"{options.backend}, {options.ranks} ranks, {version}"

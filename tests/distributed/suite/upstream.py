@@ -50,6 +50,17 @@ def version() -> str:
     return f"torch {importlib.import_module('torch').__version__}"
 
 
+class Name(str):
+    """The real name, also equal to the gate's: some tests know two names, and do nothing else."""
+
+    gate = ""
+
+    def __eq__(self, other: object) -> bool:
+        return str.__eq__(self, other) is True or other == self.gate
+
+    __hash__ = str.__hash__
+
+
 def _load(gate: str, backend: str) -> types.ModuleType:
     """Imports the tests under a gate's name. They are pickled by name, so the module that runs is
     the one that is imported."""
@@ -58,7 +69,8 @@ def _load(gate: str, backend: str) -> types.ModuleType:
     module = importlib.import_module(MODULE)
     for feature in FEATURES:
         module.DistTestCases.backend_feature[feature].add(backend)
-    module.BACKEND = backend
+    module.BACKEND = Name(backend)
+    module.BACKEND.gate = gate
     return module
 
 
