@@ -18,8 +18,9 @@ from __future__ import annotations
 import torch.distributed as dist
 
 from collectives.torch.group import NAME, ProcessGroup, create
+from collectives.torch.run import Run, elastic
 
-__all__ = ["ProcessGroup"]
+__all__ = ["ProcessGroup", "Run", "elastic"]
 
 if NAME.upper() not in dist.Backend._plugins:
     dist.Backend.register_backend(NAME, create, extended_api=True, devices=["cpu"])

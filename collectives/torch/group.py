@@ -43,6 +43,9 @@ class ProcessGroup(Operations, dist.ProcessGroup):
         """Runs on this communicator from now on, with its ranks as they are now."""
         self._comm = communicator
         self._rank, self._size = communicator.rank, communicator.size
+        known = dist.distributed_c10d._world.pg_group_ranks
+        if self is dist.group.WORLD:
+            known[self] = {rank: rank for rank in range(self._size)}
 
     @property
     def communicator(self) -> cc.Communicator:
