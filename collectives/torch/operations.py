@@ -20,6 +20,7 @@ from torch.distributed import ReduceOp
 
 import collectives as cc
 from collectives.torch.plain import all_reduce as reduce_plain
+from collectives.torch.sparse import Sparse
 from collectives.torch.tensors import Blocks, Tensor, content, numbers, one
 from collectives.torch.work import Work
 
@@ -161,7 +162,17 @@ class Operations:
         op, opts = _op_and_options(opts)
         if opts is not None and not opts.asyncOp and self._reduce_plain(tensor, op, opts.timeout):
             return None
+        if tensor.layout is torch.sparse_coo:
+            return self._reduce_sparse(tensor, op, opts)
         return self._run("all_reduce", opts, [self._reduce_in_place(tensor, op)], [tensor])
+
+    def _reduce_sparse(self, tensor: Tensor, op: Any, opts: Any) -> Work | None:
+        sparse = Sparse(tensor, op)
+        calls = [
+            self._reduce_in_place(sparse.values, op),
+            self._reduce_in_place(sparse.present, ReduceOp.MAX),
+        ]
+        return self._run("all_reduce", opts, calls, [tensor], sparse.spread)
 
     def _reduce_plain(self, tensor: Tensor, op: Any, timeout: timedelta) -> bool:
         """Does it the short way, if it can."""
@@ -379,7 +390,11 @@ class Operations:
         opts = dist.BarrierOptions()
         opts.asyncOp = False
         opts.timeout = self._timeout if timeout is None else timeout
-        self.barrier(opts)
+        try:
+            self.barrier(opts)
+        except cc.TimedOut as error:  # in the words of Gloo's, which is looked for
+            text = f"Rank {self._comm.rank} timed out in monitoredBarrier: {error}"
+            raise cc.TimedOut(text) from None
 
     def send(self, tensors: Any, to: int, tag: int = 0) -> Work:
         tensor = one(tensors)

@@ -15,10 +15,11 @@ from typing import Any
 import cluster
 from cluster import Cluster, Worker
 
-# Importing these takes seconds: once is enough.
+# Importing torch takes seconds, and so does what models and optimizers import: once is enough.
 cluster._context.set_forkserver_preload(
     [
-        *("numpy", "zmq", "msgpack", "pytest", "torch", "torch.distributed", "collectives.torch"),
+        *("numpy", "zmq", "msgpack", "pytest"),
+        *("torch", "torch.distributed", "torch._dynamo", "collectives.torch"),
         *("torch.distributed.fsdp", "torch.distributed.tensor", "torch.distributed.checkpoint"),
     ]
 )
