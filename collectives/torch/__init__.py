@@ -23,9 +23,12 @@ from collectives.torch.reconfiguration import (
     reconfigure,
     supports_reconfigure,
 )
+from collectives.torch.run import Run, elastic
 
 __all__ = [
     "ProcessGroup",
+    "Run",
+    "elastic",
     "get_reconfigure_handle",
     "reconfigurable",
     "reconfigure",

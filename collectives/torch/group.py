@@ -46,6 +46,9 @@ class ProcessGroup(Operations, Reconfiguration, dist.ProcessGroup):
         self._comm = communicator
         self._rank, self._size = communicator.rank, communicator.size
         _groups.add(self)
+        known = dist.distributed_c10d._world.pg_group_ranks
+        if self is dist.group.WORLD:
+            known[self] = {rank: rank for rank in range(self._size)}
 
     @property
     def communicator(self) -> cc.Communicator:

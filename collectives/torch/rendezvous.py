@@ -44,16 +44,17 @@ def meet(store: Any, rank: int, size: int, until: float) -> cc.Communicator:
     Raises: RuntimeError: rank 0 could start no coordinator, and why. TimedOut: a rank did not come.
         What `connect` raises, and the store.
     """
-    settings = Settings.resolve()
-    store.set(_host(rank), f"{host_number()} {int(settings.insecure)}")
-    if rank == 0:
-        try:
-            told = f"{_coordinator(store, size, settings, until)} torch-{uuid.uuid4().hex}"
-        except Exception as error:
+    try:
+        settings = Settings.resolve()
+        store.set(_host(rank), f"{host_number()} {int(settings.insecure)}")
+        if rank == 0:
+            url = _coordinator(store, size, settings, until)
+            store.set(_COORDINATOR, f"{url} torch-{uuid.uuid4().hex}")
+    except Exception as error:
+        if rank == 0:  # all others wait to hear of it
             store.set(_COORDINATOR, f"{_FAILED}{error}")
-            raise
-        store.set(_COORDINATOR, told)
-    elif not _is_told(store, [_COORDINATOR], until):
+        raise
+    if not _is_told(store, [_COORDINATOR], until):
         raise cc.TimedOut("rank 0 did not come")
     told = store.get(_COORDINATOR).decode()
     if told.startswith(_FAILED):
