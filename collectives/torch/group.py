@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 import collectives as cc
+from collectives.settings import Settings
 from collectives.torch import rendezvous
 from collectives.torch.operations import Operations
 from collectives.torch.work import end_waiters
@@ -27,12 +28,19 @@ class ProcessGroup(Operations, dist.ProcessGroup):
         communicator: what it runs on; for what torch has no call for.
         elastic: operations run among the survivors, and ranks follow at boundaries: see `elastic`.
             Otherwise each fails on all survivors once a rank is lost.
+        run: the group that this process is to join, by `elastic`: this one is of itself alone.
     """
 
-    def __init__(self, communicator: cc.Communicator, store: Any, timeout: timedelta) -> None:
+    def __init__(
+        self,
+        communicator: cc.Communicator,
+        store: Any,
+        timeout: timedelta,
+        run: rendezvous.Address | None = None,
+    ) -> None:
         dist.ProcessGroup.__init__(self, communicator.rank, communicator.size)
         Operations.__init__(self)
-        self.elastic = False
+        self.elastic, self.run = False, run
         self._store = store
         self.set_timeout(timeout)
         self._group_name = self._group_description = ""
@@ -134,13 +142,16 @@ def create(options: Any, _: Any = None) -> ProcessGroup:
     _DistributedBackendOptions."""
     ranks = list(options.global_ranks_in_group)
     parent = dist.group.WORLD if ranks else None
+    run = None
     if isinstance(parent, ProcessGroup):
         comm = _subgroup(parent.communicator, ranks, options.timeout)
+    elif Settings.resolve().rejoin:
+        comm, run = rendezvous.stand_aside(options.store, options.timeout)
     else:
         comm = rendezvous.join(
             options.store, options.group_rank, options.group_size, options.timeout
         )
-    return ProcessGroup(comm, options.store, options.timeout)
+    return ProcessGroup(comm, options.store, options.timeout, run)
 
 
 def _subgroup(comm: cc.Communicator, ranks: list[int], timeout: timedelta) -> cc.Communicator:

@@ -1,6 +1,7 @@
 """From a torch store to a group: docs/design/006-torch.md.
 
-The store is used at the start alone; a group lives on without it.
+The store is used at the start alone; a group lives on without it. A process that is to join a run
+finds there which group the run has, as the last one that rank 0 made.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import uuid
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -18,6 +20,34 @@ from collectives.hosts import host_number
 from collectives.settings import Settings
 
 _FAILED = "failed: "
+_RUN = "run"  # the key of the group that was made last
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a group is: its coordinator's URL, its name, and its size in the beginning."""
+
+    url: str
+    group: str
+    size: int
+
+    @classmethod
+    def read(cls, text: str) -> Address:
+        url, group, size = text.split()
+        return cls(url, group, int(size))
+
+    def __str__(self) -> str:
+        return f"{self.url} {self.group} {self.size}"
+
+    def connect(self, name: str, timeout: timedelta, rank: int | None = None) -> cc.Communicator:
+        return cc.connect(
+            self.url,
+            group=self.group,
+            size=self.size,
+            rank=rank,
+            name=name,
+            timeout=timeout.total_seconds(),
+        )
 
 
 def join(store: Any, rank: int, size: int, timeout: timedelta) -> cc.Communicator:
@@ -31,18 +61,33 @@ def join(store: Any, rank: int, size: int, timeout: timedelta) -> cc.Communicato
     store.set(f"{mine}/host/{rank}", f"{host_number()} {int(settings.insecure)}")
     if rank == 0:
         try:
-            told = f"{_coordinator(store, mine, size, settings)} torch-{uuid.uuid4().hex}"
+            url = _coordinator(store, mine, size, settings)
+            address = str(Address(url, f"torch-{uuid.uuid4().hex}", size))
         except Exception as error:
             store.set(f"{mine}/coordinator", f"{_FAILED}{error}")
             raise
-        store.set(f"{mine}/coordinator", told)
+        store.set(f"{mine}/coordinator", address)
+        store.set(_RUN, address)
     told = store.get(f"{mine}/coordinator").decode()
     if told.startswith(_FAILED):
         raise RuntimeError(f"rank 0 found no coordinator: {told.removeprefix(_FAILED)}")
-    url, group = told.split()
-    return cc.connect(
-        url, group=group, size=size, rank=rank, name=f"rank {rank}", timeout=timeout.total_seconds()
-    )
+    return Address.read(told).connect(f"rank {rank}", timeout, rank)
+
+
+def stand_aside(store: Any, timeout: timedelta) -> tuple[cc.Communicator, Address]:
+    """A group of this process alone, and the run that it may join later.
+
+    Raises: RuntimeError: the store knows of no run. What `connect` raises.
+    """
+    try:
+        run = Address.read(store.get(_RUN).decode())
+    except Exception as error:
+        raise RuntimeError(
+            "COLLECTIVES_REJOIN=1, but the store knows of no run to join: it has to outlive rank "
+            "0, so it must be the launcher's (collectives run, torchrun)"
+        ) from error
+    alone = Address(run.url, f"{run.group}-{uuid.uuid4().hex}", 1)
+    return alone.connect("joiner", timeout), run
 
 
 def _coordinator(store: Any, mine: int, size: int, settings: Settings) -> str:
