@@ -84,12 +84,15 @@ class Timeouts:
         "peer carries for another one, after four times as long.",
     )
     joiner_lost: float = _time(
-        5.0, "A joiner that the coordinator has not heard for so long is dropped."
+        5.0,
+        "A joiner that the coordinator has not heard for so long is dropped. A coordinator that "
+        "ends with its job does so if all members, on its machine, had no connection for so long.",
     )
     coordinator_lost: float = _time(
         300.0,
         "With a decision outstanding, the coordinator may be away for so long before "
-        "`CoordinatorLost`.",
+        "`CoordinatorLost`. A coordinator that ends with its job waits as long for its first "
+        "member, and for members elsewhere that it has lost sight of, all of them.",
     )
 
     def __post_init__(self) -> None:

@@ -293,8 +293,8 @@ static cc_status post(cc_context *context, uint32_t group_id, const cc_request *
         context->references++;
         context->more |= cc__group_pump(group);
         cc__context_collect(context);
-        bool nobody_drives = (request->flags & CC_ASYNC) && !context->driving;
-        if (context->more || nobody_drives) cc__progress_kick(context);
+        bool is_left = (request->flags & CC_ASYNC) && !atomic_load(&(*out)->complete);
+        if (context->more || (is_left && !context->driving)) cc__progress_kick(context);
     }
     cc__unlock(context);
     return status;

@@ -1,4 +1,5 @@
-"""`collectives coordinator`: runs the membership service until SIGTERM or SIGINT.
+"""`collectives coordinator`: runs the membership service until SIGTERM or SIGINT, or as long as its
+job lives.
 
 The one line on standard output, `ready cc://HOST:PORT`, is for scripts: it comes when peers can
 connect, and tells the port if any was taken. Everything else goes to the log.
@@ -11,8 +12,10 @@ import asyncio
 import os
 import signal
 import sys
+from typing import TextIO
 
 from collectives import config, logs
+from collectives.cli._detach import detach
 from collectives.coordinator import server
 from collectives.settings import LOG_LEVELS, Settings
 
@@ -53,22 +56,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="stop when standard input ends, as it does when the parent process dies",
     )
+    parser.add_argument(
+        "--until-empty",
+        action="store_true",
+        help="stop when all members that there were have left, closed or died",
+    )
+    parser.add_argument(
+        "--join-within",
+        type=float,
+        metavar="SECONDS",
+        help="with --until-empty: stop as well if there was no member for so long (default: the "
+        "timeout coordinator_lost; lan: 300)",
+    )
+    parser.add_argument(
+        "--detach",
+        action="store_true",
+        help="return when it is ready, and leave it behind as a process of its own, in a session "
+        "of its own",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.detach and args.until_input_ends:
+        raise ValueError("--detach leaves standard input behind: --until-input-ends cannot be")
+    channel = detach() if args.detach else sys.stdout
     logs.attach(Settings.resolve(log=args.log).log or "warning")
     preset = config.timeouts_named(args.timeouts) if args.timeouts else None
-    asyncio.run(_serve(args, Settings.resolve(timeouts=preset).timeouts))
+    asyncio.run(_serve(args, Settings.resolve(timeouts=preset).timeouts, channel))
     return 0
 
 
-async def _serve(args: argparse.Namespace, timeouts: config.Timeouts) -> None:
+async def _serve(args: argparse.Namespace, timeouts: config.Timeouts, channel: TextIO) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     if args.until_input_ends:
         loop.add_reader(sys.stdin.fileno(), _drain, sys.stdin.fileno(), stop)
+
+    def ready(url: str) -> None:
+        print(f"ready {url}", file=channel, flush=True)
+        if args.detach:
+            channel.close()  # who started it waits no longer
+
     try:
         await server.serve(
             args.listen,
@@ -76,7 +106,9 @@ async def _serve(args: argparse.Namespace, timeouts: config.Timeouts) -> None:
             timeouts=timeouts,
             journal=args.journal,
             recover=args.recover,
-            on_ready=lambda url: print(f"ready {url}", flush=True),
+            until_empty=args.until_empty,
+            join_within=args.join_within,
+            on_ready=ready,
             stop=stop,
         )
     finally:

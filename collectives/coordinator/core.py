@@ -115,6 +115,10 @@ class Core:
         return any(group.recovering for group in self._groups.values())
 
     @property
+    def term(self) -> int:
+        return self._term
+
+    @property
     def groups(self) -> tuple[Group, ...]:
         """For inspection; not to be changed."""
         return tuple(self._groups.values())

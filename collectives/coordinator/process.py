@@ -1,7 +1,11 @@
-"""A coordinator in a process of its own, started and ended by a test, a demo or a benchmark.
+"""A coordinator in a process of its own.
 
-Unlike `CoordinatorServer` it does not share the interpreter with what is measured. Its standard
-input is a pipe from this process: when that closes, because we stopped it or died, it ends.
+`CoordinatorProcess` is started and ended by a test, a demo or a benchmark. Unlike
+`CoordinatorServer` it does not share the interpreter with what is measured. Its standard input is a
+pipe from this process: when that closes, because we stopped it or died, it ends.
+
+`start_detached` is for a job that brings its coordinator along: that one belongs to no process of
+the job, outlives any of them, and ends with the last.
 """
 
 from __future__ import annotations
@@ -10,9 +14,52 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 
 from collectives import config
 from collectives.errors import CollectivesError
+
+_COMMAND = (sys.executable, "-m", "collectives.cli.main", "coordinator")
+_START_S = 60.0
+
+
+def _environment() -> dict[str, str]:
+    """The child imports what we import, and nothing from the folder that it happens to be in."""
+    path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
+    return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+
+
+def start_detached(listen: str = "127.0.0.1:0", *arguments: str) -> str:
+    """Starts a coordinator that ends by itself once its members are gone (`--until-empty`), and
+    returns its URL. `arguments` are more ones of the command.
+
+    It is no child of this process and has none of its descriptors, terminal or process group: it
+    keeps nobody waiting, and no signal to the job reaches it. What it logs after the start goes
+    nowhere.
+
+    Raises CollectivesError with what it printed, if it does not start.
+    """
+    command = [*_COMMAND, "--detach", "--until-empty", "--listen", listen, "--log", "error"]
+    # A file, for it goes on with that, and of a pipe we would wait for the end.
+    with tempfile.TemporaryFile("w+", errors="replace") as printed:
+        try:
+            done = subprocess.run(
+                [*command, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=printed,
+                env={**_environment(), "OPENBLAS_NUM_THREADS": "1"},
+                text=True,
+                timeout=_START_S,
+            )
+            line, how = done.stdout.split(), f"exit code {done.returncode}"
+        except subprocess.TimeoutExpired:
+            line, how = [], f"no answer in {_START_S:g} s"
+        if len(line) == 2 and line[0] == "ready":
+            return line[1]
+        printed.seek(0)
+        said = printed.read().strip() or "it printed nothing"
+    raise CollectivesError(f"the coordinator did not start ({how}): {said}")
 
 
 class CoordinatorProcess:
@@ -38,14 +85,12 @@ class CoordinatorProcess:
 
     def start(self) -> CoordinatorProcess:
         """Returns once peers can connect. Raises CollectivesError with what it printed."""
-        path = os.pathsep.join(filter(None, sys.path))  # the child imports what we import
-        command = [sys.executable, "-m", "collectives.cli.main", "coordinator"]
-        command += ["--until-input-ends", "--listen", self._listen]
+        command = [*_COMMAND, "--until-input-ends", "--listen", self._listen, *self._arguments]
         self.process = subprocess.Popen(
-            [*command, *self._arguments],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path},
+            env=_environment(),
             text=True,
         )
         assert self.process.stdout is not None
@@ -89,7 +134,3 @@ class CoordinatorProcess:
 
     def __exit__(self, *exc_info: object) -> None:
         self.stop()
-
-
-def start_detached(listen: str = "127.0.0.1:0", *arguments: str) -> str:
-    raise NotImplementedError

@@ -15,6 +15,8 @@ import os
 import random
 import threading
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import zmq
 import zmq.asyncio
@@ -22,6 +24,7 @@ import zmq.asyncio
 from collectives import config, logs
 from collectives.coordinator.core import GROUPS_MAX, Core, Received, Send, Tick
 from collectives.coordinator.journal import Journal, open_or_set_aside
+from collectives.coordinator.vacancy import Vacancy
 from collectives.errors import CollectivesError, ProtocolError, SystemFailure
 from collectives.messages import (
     MESSAGE_BYTES_MAX,
@@ -65,10 +68,12 @@ async def serve(
     timeouts: config.Timeouts = config.LAN,
     journal: str | os.PathLike[str] | None = None,
     recover: bool = False,
+    until_empty: bool = False,
+    join_within: float | None = None,
     on_ready: Callable[[str], None] | None = None,
     stop: asyncio.Event | None = None,
 ) -> None:
-    """Serves until `stop` is set (or the task is cancelled).
+    """Serves until `stop` is set (or the task is cancelled), or nobody is left.
 
     Args:
         listen: ``host:port``; port 0 takes any free one.
@@ -79,6 +84,10 @@ async def serve(
         recover: the journal was lost, or is damaged (then it is set aside): groups that it does not
             have are taken over from their members. What a member did not know to be decided ends
             with `OutcomeUnknown`.
+        until_empty: end when all members that there were have left, closed or died, and nobody
+            waits to join. Without it `stop` alone ends it.
+        join_within: end, then, as well if there was no member for so many seconds. None: for
+            `coordinator_lost`.
         on_ready: called with the URL, ``cc://host:port``, once peers can connect.
 
     Raises:
@@ -93,12 +102,16 @@ async def serve(
     router = context.socket(zmq.ROUTER)
     try:
         core = _restored(book, timeouts, recover)
-        port = _bind(router, host, port, timeouts)
+        local = config.is_loopback(host)
+        vacancy = Vacancy(timeouts, join_within, is_local=local) if until_empty else None
+        # Where no network can fail, a connection lasts as long as its process, also a stopped one.
+        keepalive = not (until_empty and local)
+        port = _bind(router, host, port, timeouts, keepalive)
         url = config.SCHEME + config.format_address(host, port)
         log.info("serving at %s", url)
         if on_ready is not None:
             on_ready(url)
-        await _run(_Desk(router, core, book), stop or asyncio.Event())
+        await _run(_Desk(router, core, book), vacancy, stop or asyncio.Event())
         log.info("stopped")
     finally:
         router.close(linger=0)
@@ -121,15 +134,19 @@ def _restored(journal: Journal | None, timeouts: config.Timeouts, recover: bool)
     return core
 
 
-def _bind(router: zmq.asyncio.Socket, host: str, port: int, timeouts: config.Timeouts) -> int:
-    keepalive_ms = config.milliseconds(timeouts.dead)
+def _bind(
+    router: zmq.asyncio.Socket, host: str, port: int, timeouts: config.Timeouts, keepalive: bool
+) -> int:
     router.setsockopt(zmq.IPV6, 1 if ":" in host else 0)
     router.setsockopt(zmq.MAXMSGSIZE, MESSAGE_BYTES_MAX)
     router.setsockopt(zmq.HANDSHAKE_IVL, config.milliseconds(timeouts.connect))
     # A peer that connects again after its connection broke must not wait for the old one to end.
     router.setsockopt(zmq.ROUTER_HANDOVER, 1)
-    router.setsockopt(zmq.HEARTBEAT_IVL, keepalive_ms)
-    router.setsockopt(zmq.HEARTBEAT_TIMEOUT, 5 * keepalive_ms)
+    router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # to hear that a peer has no connection
+    if keepalive:
+        keepalive_ms = config.milliseconds(timeouts.dead)
+        router.setsockopt(zmq.HEARTBEAT_IVL, keepalive_ms)
+        router.setsockopt(zmq.HEARTBEAT_TIMEOUT, 5 * keepalive_ms)
     router.setsockopt(zmq.BACKLOG, 1024)
     try:
         router.bind(f"tcp://{config.format_address(host, port) if port else _any_port(host)}")
@@ -145,14 +162,20 @@ def _any_port(host: str) -> str:
     return f"[{host}]:*" if ":" in host else f"{host}:*"
 
 
-async def _run(desk: _Desk, stop: asyncio.Event) -> None:
+async def _run(desk: _Desk, vacancy: Vacancy | None, stop: asyncio.Event) -> None:
     """Feeds the machine: what came, and ticks when it wants them, until `stop` is set."""
     loop = asyncio.get_running_loop()
     stopping = asyncio.ensure_future(stop.wait())
     router, core = desk.router, desk.core
     try:
         while not stop.is_set():
-            delay = core.deadline() - loop.time()
+            wanted = core.deadline()
+            if vacancy is not None:
+                if vacancy.is_over(core.groups, desk.reaches, loop.time()):
+                    log.info("nobody is left")
+                    return
+                wanted = min(wanted, vacancy.deadline())
+            delay = wanted - loop.time()
             timeout = None if math.isinf(delay) else max(delay, 0)
             polling = asyncio.ensure_future(router.poll())
             await asyncio.wait(
@@ -197,6 +220,20 @@ class _Desk:
         self.core = core
         self._journal = journal
         self._chronicle = Chronicle(core)
+        self._outbox: zmq.Socket[Any] = zmq.Socket.shadow(router)
+
+    def reaches(self, peer: bytes) -> bool:
+        """Whether this peer has a connection. Only by sending something can that be found out."""
+        pong = replace(Pong(), term=self.core.term)
+        try:
+            self._outbox.send_multipart([identity(peer), encode(pong)], zmq.NOBLOCK)
+        except zmq.Again:  # it takes nothing at present
+            return True
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            return False
+        return True
 
     async def take(self, event: Received | Tick, now: float) -> None:
         """Raises JournalError, and has sent nothing then, if it cannot be written down."""
@@ -216,8 +253,11 @@ class _Desk:
             if data is None:
                 data = encoded[id(action.message)] = encode(action.message)
             self._chronicle.sending(action.peer, action.message)
-            with contextlib.suppress(zmq.Again):  # its queue is full: it will be repeated
+            try:
                 await self.router.send_multipart([identity(action.peer), data], zmq.NOBLOCK)
+            except zmq.ZMQError as error:  # it will be repeated
+                if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):  # a full queue, or none
+                    raise
 
 
 class Chronicle:

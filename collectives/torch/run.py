@@ -74,7 +74,8 @@ class Run:
         group = self._group
         limit = group._timeout.total_seconds() if timeout is None else timeout
         change = group.communicator.admit(timeout=limit)
-        group._use(group.communicator)
+        if change:
+            group._use(group.communicator)
         if change.joined:
             self._share(self._pack)
         return change

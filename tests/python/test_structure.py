@@ -86,6 +86,7 @@ def c_violations(files: Mapping[str, str]) -> list[str]:
 LOCAL_TIMES = {
     *("SPIN_NS", "IDLE_NS", "BLOCK_MAX_NS", "TCP_PAUSE_NS"),  # of a thread, between looks
     *("TRIM_NS", "KEEP_NS"),  # of memory that nobody wants
+    "_START_S",  # of a process on this machine
     *("WAIT_SLICE_S", "SLICE_MS"),  # of a wait, so that Ctrl-C is noticed
     "_END_S",  # of threads, at the process's end
     *("SOFTWARE_NS", "GAUGE_MIN_NS", "LATENCY_NS", "MESSAGE_NS"),  # what work costs, not how long
