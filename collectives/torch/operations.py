@@ -7,6 +7,7 @@ the caller; strided ones are right, whatever their strides.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -14,10 +15,12 @@ from datetime import timedelta
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch.distributed import ReduceOp
 
 import collectives as cc
 from collectives.torch.plain import all_reduce as reduce_plain
+from collectives.torch.sparse import Sparse
 from collectives.torch.tensors import Blocks, Tensor, content, numbers, one
 from collectives.torch.work import Work
 
@@ -70,7 +73,8 @@ class Operations:
 
     def __init__(self) -> None:
         self._sequence = 0
-        self._open: deque[cc.Work] = deque()
+        self._open: deque[cc.Work] = deque()  # in the order in which they were posted
+        self._posting = threading.Lock()
         self._coalesced: list[Work] | None = None
 
     # ---- posting ---------------------------------------------------------------------------------
@@ -93,30 +97,39 @@ class Operations:
         what the work's future yields, `finish` brings them to where torch wants them."""
         self._sequence += 1
         options = self._options(opts)
+        at_once = opts is not None and not opts.asyncOp and self._coalesced is None
         with self._recorded(name):
-            if opts is not None and not opts.asyncOp and self._coalesced is None:
+            if at_once and not self._still_open():
                 for call in calls:
-                    self._make_room()
                     call(**options)
                 if finish is not None:
                     finish()
                 return None
-            works = []
-            for call in calls:
-                self._make_room()
-                works.append(call(async_op=True, **options))
-                self._open.append(works[-1])
-            work = Work(works, results, finish)
+            work = Work([self._post(call, options) for call in calls], results, finish)
+            if at_once:
+                work.wait()
+                return None
         if self._coalesced is not None:
             self._coalesced.append(work)
         return work
 
-    def _make_room(self) -> None:
-        """Waits while as many operations are open as the core takes."""
-        pending = self._open
-        while pending and (len(pending) >= _OPEN_MAX or pending[0].done):
-            with suppress(cc.CollectivesError):  # its own waiter is told
-                pending.popleft().wait()
+    def _post(self, call: Callable[..., Any], options: dict[str, Any]) -> cc.Work:
+        """Posts it once there is room for it: the core takes so many at a time."""
+        with self._posting:  # threads, as those of callbacks are, may post in one group
+            while len(self._open) >= _OPEN_MAX:
+                with suppress(Exception):  # its own waiter is told
+                    self._open[0].wait()
+                self._open.popleft()
+            work: cc.Work = call(async_op=True, **options)
+            self._open.append(work)
+        return work
+
+    def _still_open(self) -> bool:
+        """Whether operations are open, which are to be counted."""
+        with self._posting:
+            while self._open and self._open[0].done:
+                self._open.popleft()
+            return bool(self._open)
 
     def _recorded(self, name: str) -> AbstractContextManager[Any]:
         if not _profiling():
@@ -149,7 +162,17 @@ class Operations:
         op, opts = _op_and_options(opts)
         if opts is not None and not opts.asyncOp and self._reduce_plain(tensor, op, opts.timeout):
             return None
+        if tensor.layout is torch.sparse_coo:
+            return self._reduce_sparse(tensor, op, opts)
         return self._run("all_reduce", opts, [self._reduce_in_place(tensor, op)], [tensor])
+
+    def _reduce_sparse(self, tensor: Tensor, op: Any, opts: Any) -> Work | None:
+        sparse = Sparse(tensor, op)
+        calls = [
+            self._reduce_in_place(sparse.values, op),
+            self._reduce_in_place(sparse.present, ReduceOp.MAX),
+        ]
+        return self._run("all_reduce", opts, calls, [tensor], sparse.spread)
 
     def _reduce_plain(self, tensor: Tensor, op: Any, timeout: timedelta) -> bool:
         """Does it the short way, if it can."""
@@ -364,9 +387,14 @@ class Operations:
 
         Raises: TimedOut, naming them, on all ranks that came; PeerLost.
         """
-        limit = (self._timeout if timeout is None else timeout).total_seconds()
-        self._make_room()
-        self._comm.barrier(timeout=limit, whole=not self.elastic)
+        opts = dist.BarrierOptions()
+        opts.asyncOp = False
+        opts.timeout = self._timeout if timeout is None else timeout
+        try:
+            self.barrier(opts)
+        except cc.TimedOut as error:  # in the words of Gloo's, which is looked for
+            text = f"Rank {self._comm.rank} timed out in monitoredBarrier: {error}"
+            raise cc.TimedOut(text) from None
 
     def send(self, tensors: Any, to: int, tag: int = 0) -> Work:
         tensor = one(tensors)

@@ -416,7 +416,7 @@ static int64_t tick_lanes(cc__group *group, int64_t now) {
                 char detail[CC_DETAIL_MAX], why[CC_DETAIL_MAX / 2];
                 cc__stragglers_text(group, lane, op, why, sizeof why);
                 snprintf(detail, sizeof detail,
-                         "the deadline of operation %llu passed at rank %u%s; inputs are intact",
+                         "the timeout of operation %llu passed at rank %u%s; inputs are intact",
                          (unsigned long long)op->sequence, group->ranks[group->me], why);
                 cc__group_seal(group, CC_CAUSE_DEADLINE, NULL, 0, detail);
                 group->deadline_ns = op->deadline_ns; /* if it goes on, it is looked at again */

@@ -214,7 +214,9 @@ void cc__signature_text(const cc__signature *signature, char *out, size_t size) 
     if (signature->digest)
         append(&out, end, ", uneven %04x", (unsigned)(signature->digest & 0xffff));
     if (shows & COUNT) append(&out, end, ", algorithm=%s", NAME(ALGORITHMS, signature->algorithm));
-    append(&out, end, signature->flags & CC__WHOLE ? ", whole" : "");
-    append(&out, end, signature->flags & CC__FINAL ? ", no retry)" : ")");
+    const char *comma = shows ? ", " : ""; /* a barrier has nothing else to show */
+    if (signature->flags & CC__WHOLE) append(&out, end, "%swhole", comma), comma = ", ";
+    if (signature->flags & CC__FINAL) append(&out, end, "%sno retry", comma);
+    append(&out, end, ")");
 #undef NAME
 }

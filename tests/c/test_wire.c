@@ -276,6 +276,9 @@ static void test_signature_text(void) {
     cc__signature_text(&uneven, text, sizeof text);
     CHECK(strcmp(text, "gather(bool, root=2, count=40, uneven beef, algorithm=direct, no retry)") ==
           0);
+    const cc__signature bare = {.kind = CC_BARRIER, .flags = CC__WHOLE | CC__FINAL};
+    cc__signature_text(&bare, text, sizeof text);
+    CHECK(strcmp(text, "barrier(whole, no retry)") == 0);
     for (int i = 0; i < 200000; i++) {
         cc__signature any = {(uint8_t)draw(),  (uint8_t)draw(), (uint8_t)draw(), (uint8_t)draw(),
                              (uint32_t)draw(), draw(),          draw(),          (uint16_t)draw()};

@@ -15,9 +15,12 @@ from typing import Any
 import cluster
 from cluster import Cluster, Worker
 
-# Importing torch takes a second: once is enough.
+# Importing torch takes seconds, and so does what DDP and optimizers import: once is enough.
 cluster._context.set_forkserver_preload(
-    ["numpy", "zmq", "msgpack", "pytest", "torch", "torch.distributed", "collectives.torch"]
+    [
+        *("numpy", "zmq", "msgpack", "pytest"),
+        *("torch", "torch.distributed", "torch._dynamo", "collectives.torch"),
+    ]
 )
 
 

@@ -51,6 +51,51 @@ def test_all_reduce(size: int) -> None:
         ranks.each(all_reduces)
 
 
+def reduces_sparse(worker: Worker) -> None:
+    """A call: rank r has r + 1 rows, the first of them twice, and the last of them is zero."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+
+    def given(rank: int) -> Any:
+        rows = torch.tensor([[0, *range(rank + 1)]])
+        values = torch.ones(rank + 2, 3) * (rank + 1)
+        values[-1] = 0
+        return torch.sparse_coo_tensor(rows, values, (size + 2, 3), check_invariants=True)
+
+    everyone = [given(rank) for rank in range(size)]
+    want = sum(tensor.to_dense() for tensor in everyone)
+    for op, expected in ((dist.ReduceOp.SUM, want), (dist.ReduceOp.AVG, want / size)):
+        x = given(rank)
+        work = dist.all_reduce(x, op=op, async_op=True)
+        (result,) = work.get_future().wait()
+        assert result is x
+        assert x.is_coalesced() and torch.equal(x.indices(), torch.arange(size)[None])
+        assert torch.equal(x.to_dense(), expected)
+    empty = torch.sparse_coo_tensor(torch.empty(1, 0), torch.empty(0), (4,))
+    dist.all_reduce(empty)
+    assert empty._nnz() == 0
+    with pytest.raises(TypeError, match="summed or averaged"):
+        dist.all_reduce(given(rank), op=dist.ReduceOp.MAX)
+
+
+def trains_a_sparse_embedding(worker: Worker) -> None:
+    """A call: the gradient that DDP leaves is the mean of all ranks'."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    torch.manual_seed(0)
+    model = torch.nn.EmbeddingBag(10, 4, mode="sum", sparse=True)
+    parallel = torch.nn.parallel.DistributedDataParallel(model)
+    parallel(torch.tensor([[rank, 5]])).sum().backward()
+    want = torch.zeros(10, 4)
+    want[:size] = 1 / size
+    want[5] = 1
+    assert model.weight.grad.is_sparse and torch.allclose(model.weight.grad.to_dense(), want)
+
+
+def test_sparse_tensors() -> None:
+    with Ranks(3) as ranks:
+        ranks.each(reduces_sparse)
+        ranks.each(trains_a_sparse_embedding)
+
+
 def lose_a_rank(worker: Worker) -> str:
     """A call: works until it fails."""
     x = torch.ones(1000)
