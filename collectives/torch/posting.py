@@ -17,6 +17,7 @@ from collectives.torch.work import Work
 
 _ZERO = timedelta(0)
 _OPEN_MAX = 60  # operations at a time; the core takes 64 in a lane
+_KEPT_MAX = 64
 _nothing = nullcontext()
 profiling = torch._C._autograd._profiler_enabled
 
@@ -41,6 +42,9 @@ class Posting:
         self._open: deque[cc.Work] = deque()  # in the order in which they were posted
         self._posting = threading.Lock()
         self._coalesced: list[Work] | None = None
+        # DDP's reducer, under join(), keeps the C++ half of an all_reduce of one element, and waits
+        # for ever for one whose Python half is gone.
+        self._kept: deque[Work] = deque(maxlen=_KEPT_MAX)
 
     def _options(self, opts: Options | None) -> dict[str, Any]:
         timeout = self._timeout
@@ -72,6 +76,8 @@ class Posting:
             if at_once:
                 work.wait()
                 return None
+        if name == "all_reduce" and results and results[0].numel() == 1:
+            self._kept.append(work)
         if self._coalesced is not None:
             self._coalesced.append(work)
         return work
