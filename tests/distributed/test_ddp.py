@@ -364,7 +364,19 @@ def is_profiled(worker: Worker) -> None:
     assert names["collectives:broadcast"] >= 1 and names["collectives:all_gather"] == 1
 
 
-@pytest.mark.parametrize("call", [overlaps_the_optimizer, synchronises_batches, is_profiled])
+def trains_in_debug_mode(worker: Worker) -> None:
+    """A call: as with TORCH_DISTRIBUTED_DEBUG=DETAIL, in a group made under it."""
+    dist.set_debug_level(dist.DebugLevel.DETAIL)
+    group = dist.new_group()
+    ddp = parallel(models.perceptron(), process_group=group, find_unused_parameters=True)
+    models.train(ddp, mine)
+    models.check(models.values(ddp), models.alone(dist.get_world_size()))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [overlaps_the_optimizer, synchronises_batches, is_profiled, trains_in_debug_mode],
+)
 def test_around(call: Any) -> None:
     with Ranks(2) as ranks:
         ranks.each(call)
