@@ -36,10 +36,13 @@ _OPS = {
 _PRESERVE_BYTES = 1 << 20
 
 
-def reduction(op: Any) -> str | cc.Premul:
-    """A ReduceOp as `Communicator.all_reduce` has it. Raises TypeError."""
+def reduction(op: Any, *tensors: Tensor) -> str | cc.Premul:
+    """A ReduceOp as `Communicator.all_reduce` has it. Raises TypeError, also if these tensors
+    cannot be reduced by it: `numbers` has complex ones as pairs, which can be added up alone."""
     kind = getattr(op, "op", op)
     if (name := _OPS.get(kind)) is not None:
+        if name not in ("sum", "avg") and any(tensor.is_complex() for tensor in tensors):
+            raise TypeError(f"complex tensors can be summed and averaged, not reduced by {op}")
         return name
     if kind == ReduceOp.PREMUL_SUM:
         factor = op.__getstate__()[1]
@@ -57,7 +60,7 @@ class Operations(Posting):
     # ---- reductions ------------------------------------------------------------------------------
 
     def _reduce_in_place(self, tensor: Tensor, op: Any) -> Callable[..., Any]:
-        x, kind = numbers(tensor), reduction(op)
+        x, kind = numbers(tensor), reduction(op, tensor)
         preserve = self._preserve(x)
         return lambda **options: self._comm.all_reduce(
             x, op=kind, out=x, preserve=preserve, **options
@@ -102,7 +105,7 @@ class Operations(Posting):
 
     def allreduce_coalesced(self, tensors: list[Tensor], opts: Any = None) -> Work | None:
         op, opts = _op_and_options(opts)
-        plain, kind = [numbers(tensor) for tensor in tensors], reduction(op)
+        plain, kind = [numbers(tensor) for tensor in tensors], reduction(op, *tensors)
         by_dtype: dict[Any, list[Tensor]] = {}
         for tensor in plain:
             by_dtype.setdefault(tensor.dtype, []).append(tensor)
@@ -118,7 +121,7 @@ class Operations(Posting):
 
     def reduce(self, tensors: Any, opts: Any = None) -> Work | None:
         tensor = one(tensors)
-        plain, kind, root = numbers(tensor), reduction(opts.reduceOp), opts.rootRank
+        plain, kind, root = numbers(tensor), reduction(opts.reduceOp, tensor), opts.rootRank
         out = plain if root == self._comm.rank else None
         preserve = self._preserve(plain)
 
@@ -130,20 +133,20 @@ class Operations(Posting):
     def reduce_scatter(self, outputs: Any, inputs: Any, opts: Any = None) -> Work | None:
         target, blocks = one(outputs), Blocks([numbers(t) for t in inputs[0]])
         op, opts = _op_and_options(opts)
-        plain, kind, flat = numbers(target), reduction(op), blocks.gather()
+        plain, kind, counts = numbers(target), reduction(op, target), blocks.counts
+        flat = blocks.gather()
 
         def call(**options: Any) -> Any:
             if blocks.even:
-                x = flat.view(len(blocks.counts), -1)
+                x = _rows(flat, len(counts))
                 return self._comm.reduce_scatter(x, op=kind, out=plain, **options)
-            counts = blocks.counts
             return self._comm.reduce_scatter(flat, op=kind, counts=counts, out=plain, **options)
 
         return self._run("reduce_scatter", opts, [call], [target])
 
     def _scatter_reduced(self, output: Tensor, given: Tensor, op: Any) -> Callable[..., Any]:
-        plain, kind = numbers(output), reduction(op)
-        x = numbers(given).reshape(self._comm.size, -1)
+        plain, kind = numbers(output), reduction(op, output)
+        x = _rows(numbers(given), self._comm.size)
         return lambda **options: self._comm.reduce_scatter(x, op=kind, out=plain, **options)
 
     def reduce_scatter_single(self, output: Tensor, given: Tensor, opts: Any = None) -> Work | None:
@@ -231,6 +234,7 @@ class Operations(Posting):
         plain = content(given).reshape(-1)
         at_root = root == self._comm.rank
         blocks = Blocks(outputs[0]) if at_root else None
+        _check_even("gather", blocks)
 
         def call(**options: Any) -> Any:
             out = None if blocks is None else blocks.flat
@@ -244,7 +248,9 @@ class Operations(Posting):
         plain = content(target)
         x = None
         if root == self._comm.rank:
-            x = Blocks(inputs[0]).gather().view(len(inputs[0]), -1)
+            blocks = Blocks(inputs[0])
+            _check_even("scatter", blocks)
+            x = _rows(blocks.gather(), len(blocks.counts))
 
         def call(**options: Any) -> Any:
             return self._comm.scatter(x, root, out=plain, **options)
@@ -328,14 +334,24 @@ def _op_and_options(opts: Any) -> tuple[Any, Any]:
     return opts, None
 
 
+def _rows(tensor: Tensor, size: int) -> Tensor:
+    """A row for each of so many ranks."""
+    if tensor.numel() % size:
+        shape = tuple(tensor.shape)
+        raise ValueError(f"a tensor of shape {shape} cannot be split evenly among {size} ranks")
+    return tensor.reshape(size, tensor.numel() // size)
+
+
+def _check_even(name: str, blocks: Blocks | None) -> None:
+    """Only the root knows what its list has, so others cannot have it otherwise."""
+    if blocks is not None and not blocks.even:
+        raise ValueError(f"{name} takes tensors of one size, not of {blocks.counts} elements")
+
+
 def _elements(tensor: Tensor, splits: Sequence[int], size: int) -> list[int]:
     """How many elements go to each rank, or come from it. Splits are of the first axis."""
     if not len(splits):
-        if tensor.numel() % size:
-            raise ValueError(
-                f"a tensor of shape {tuple(tensor.shape)} cannot be split evenly among {size} ranks"
-            )
-        return [tensor.numel() // size] * size
+        return [_rows(tensor, size).shape[1]] * size
     rows = tensor.shape[0] if tensor.dim() else 1
     if len(splits) != size or sum(splits) != rows:
         raise ValueError(
