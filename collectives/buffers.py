@@ -144,14 +144,14 @@ def _torch_buffer(tensor: Any, dtype: str | None, out: bool) -> Buffer:
     if not _torch_codes:
         known = {getattr(torch, name, None): code for name, code in _BY_NAME.items()}
         _torch_codes.update({key: code for key, code in known.items() if key is not None})
-    if tensor.device.type != "cpu":
-        raise ValueError(f"a tensor on {tensor.device} cannot be used: only CPU tensors can")
     code = _torch_codes.get(tensor.dtype)
     if code is None:
         raise _unsupported(tensor.dtype)
+    if not tensor.is_cpu:
+        raise ValueError(f"a tensor on {tensor.device} cannot be used: only CPU tensors can")
     if dtype is not None and _BY_NAME.get(dtype) != code:
         raise TypeError(f"dtype={dtype!r} does not fit a tensor of {tensor.dtype}")
-    plain = tensor.detach()
+    plain = tensor.detach() if tensor.requires_grad else tensor
     if plain.layout is not torch.strided or plain.is_conj() or plain.is_neg():
         raise ValueError("only dense, strided tensors can be used")
     if not plain.is_contiguous():

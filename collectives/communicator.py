@@ -101,6 +101,13 @@ class Communicator(ObjectOperations):
         return tuple(Member.of(m, m.id in alive) for m in self._snapshot.members)
 
     @property
+    def ended(self) -> CollectivesError | None:
+        """Why this peer is in the group no more, as operations raise it; None while it is."""
+        if self._closed:
+            return self._why_closed()
+        return self._seat.ended or self._agent.root.ended
+
+    @property
     def stats(self) -> dict[str, int]:
         """Counters of this peer's core: bytes on data links, operations, epochs."""
         return self._context.stats()

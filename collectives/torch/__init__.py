@@ -17,9 +17,29 @@ from __future__ import annotations
 
 import torch.distributed as dist
 
-from collectives.torch.group import NAME, ProcessGroup, create
+from collectives.torch.group import NAME, ProcessGroup, create, reconfigurable
+from collectives.torch.reconfiguration import (
+    get_reconfigure_handle,
+    reconfigure,
+    supports_reconfigure,
+)
+from collectives.torch.run import Run, elastic
 
-__all__ = ["ProcessGroup"]
+__all__ = [
+    "ProcessGroup",
+    "Run",
+    "elastic",
+    "get_reconfigure_handle",
+    "reconfigurable",
+    "reconfigure",
+    "supports_reconfigure",
+]
 
-if NAME.upper() not in dist.Backend._plugins:
-    dist.Backend.register_backend(NAME, create, extended_api=True, devices=["cpu"])
+
+def register() -> None:
+    """Makes the backend known to torch. Importing this does; torch >= 2.14 calls it by itself."""
+    if NAME.upper() not in dist.Backend._plugins:
+        dist.Backend.register_backend(NAME, create, extended_api=True, devices=["cpu"])
+
+
+register()

@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.constants import default_pg_timeout
 
 import collectives as cc
+from collectives.settings import Settings
 from collectives.torch import rendezvous
 from collectives.torch.operations import Operations
+from collectives.torch.reconfiguration import Nobody, Reconfiguration
 from collectives.torch.work import end_waiters
 
 NAME = "collectives"
@@ -20,29 +23,40 @@ _END_S = 5.0  # for threads to notice that their groups are closed
 _groups: set[ProcessGroup] = set()  # C++ keeps weak references only
 
 
-class ProcessGroup(Operations, dist.ProcessGroup):
+class ProcessGroup(Operations, Reconfiguration, dist.ProcessGroup):
     """A process group of torch.distributed over a `Communicator`.
 
     Attributes:
         communicator: what it runs on; for what torch has no call for.
         elastic: operations run among the survivors, and ranks follow at boundaries: see `elastic`.
             Otherwise each fails on all survivors once a rank is lost.
+        run: the group that this process is to join, by `elastic`: this one is of itself alone.
     """
 
-    def __init__(self, communicator: cc.Communicator, store: Any, timeout: timedelta) -> None:
+    def __init__(
+        self,
+        communicator: Any,
+        store: Any,
+        timeout: timedelta,
+        run: rendezvous.Address | None = None,
+    ) -> None:
         dist.ProcessGroup.__init__(self, communicator.rank, communicator.size)
-        Operations.__init__(self)
-        self.elastic = False
+        Reconfiguration.__init__(self)
+        self.elastic, self.run = False, run
         self._store = store
         self.set_timeout(timeout)
         self._group_name = self._group_description = ""
         self._use(communicator)
-        _groups.add(self)
 
     def _use(self, communicator: cc.Communicator) -> None:
         """Runs on this communicator from now on, with its ranks as they are now."""
+        Operations.__init__(self)  # nothing is under way in it
         self._comm = communicator
         self._rank, self._size = communicator.rank, communicator.size
+        _groups.add(self)
+        known = dist.distributed_c10d._world.pg_group_ranks
+        if self is dist.group.WORLD:
+            known[self] = {rank: rank for rank in range(self._size)}
 
     @property
     def communicator(self) -> cc.Communicator:
@@ -129,15 +143,30 @@ class ProcessGroup(Operations, dist.ProcessGroup):
 def create(options: Any, _: Any = None) -> ProcessGroup:
     """What torch calls for `init_process_group` and `new_group`, with its
     _DistributedBackendOptions."""
+    if getattr(options, "enable_reconfigure", False):  # torch >= 2.14
+        nobody = Nobody(options.group_rank, options.group_size)
+        return ProcessGroup(nobody, options.store, options.timeout)
     ranks = list(options.global_ranks_in_group)
     parent = dist.group.WORLD if ranks else None
+    run = None
     if isinstance(parent, ProcessGroup):
         comm = _subgroup(parent.communicator, ranks, options.timeout)
+    elif Settings.resolve().rejoin:
+        comm, run = rendezvous.stand_aside(options.store, options.timeout)
     else:
         comm = rendezvous.join(
             options.store, options.group_rank, options.group_size, options.timeout
         )
-    return ProcessGroup(comm, options.store, options.timeout)
+    return ProcessGroup(comm, options.store, options.timeout, run)
+
+
+def reconfigurable(timeout: timedelta = default_pg_timeout) -> ProcessGroup:
+    """A group with no members yet, which `reconfigure` gives it: for torchft's `Manager(pg=...)`.
+
+    Args:
+        timeout: of its operations, and of a `reconfigure` that brings none.
+    """
+    return ProcessGroup(Nobody(), None, timeout)
 
 
 def _subgroup(comm: cc.Communicator, ranks: list[int], timeout: timedelta) -> cc.Communicator:

@@ -7,6 +7,7 @@ the caller; strided ones are right, whatever their strides.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -14,6 +15,7 @@ from datetime import timedelta
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch.distributed import ReduceOp
 
 import collectives as cc
@@ -71,7 +73,8 @@ class Operations:
 
     def __init__(self) -> None:
         self._sequence = 0
-        self._open: deque[cc.Work] = deque()
+        self._open: deque[cc.Work] = deque()  # in the order in which they were posted
+        self._posting = threading.Lock()
         self._coalesced: list[Work] | None = None
 
     # ---- posting ---------------------------------------------------------------------------------
@@ -94,30 +97,39 @@ class Operations:
         what the work's future yields, `finish` brings them to where torch wants them."""
         self._sequence += 1
         options = self._options(opts)
+        at_once = opts is not None and not opts.asyncOp and self._coalesced is None
         with self._recorded(name):
-            if opts is not None and not opts.asyncOp and self._coalesced is None:
+            if at_once and not self._still_open():
                 for call in calls:
-                    self._make_room()
                     call(**options)
                 if finish is not None:
                     finish()
                 return None
-            works = []
-            for call in calls:
-                self._make_room()
-                works.append(call(async_op=True, **options))
-                self._open.append(works[-1])
-            work = Work(works, results, finish)
+            work = Work([self._post(call, options) for call in calls], results, finish)
+            if at_once:
+                work.wait()
+                return None
         if self._coalesced is not None:
             self._coalesced.append(work)
         return work
 
-    def _make_room(self) -> None:
-        """Waits while as many operations are open as the core takes."""
-        pending = self._open
-        while pending and (len(pending) >= _OPEN_MAX or pending[0].done):
-            with suppress(cc.CollectivesError):  # its own waiter is told
-                pending.popleft().wait()
+    def _post(self, call: Callable[..., Any], options: dict[str, Any]) -> cc.Work:
+        """Posts it once there is room for it: the core takes so many at a time."""
+        with self._posting:  # threads, as those of callbacks are, may post in one group
+            while len(self._open) >= _OPEN_MAX:
+                with suppress(Exception):  # its own waiter is told
+                    self._open[0].wait()
+                self._open.popleft()
+            work: cc.Work = call(async_op=True, **options)
+            self._open.append(work)
+        return work
+
+    def _still_open(self) -> bool:
+        """Whether operations are open, which are to be counted."""
+        with self._posting:
+            while self._open and self._open[0].done:
+                self._open.popleft()
+            return bool(self._open)
 
     def _recorded(self, name: str) -> AbstractContextManager[Any]:
         if not _profiling():
@@ -375,10 +387,11 @@ class Operations:
 
         Raises: TimedOut, naming them, on all ranks that came; PeerLost.
         """
-        limit = (self._timeout if timeout is None else timeout).total_seconds()
-        self._make_room()
+        opts = dist.BarrierOptions()
+        opts.asyncOp = False
+        opts.timeout = self._timeout if timeout is None else timeout
         try:
-            self._comm.barrier(timeout=limit, whole=not self.elastic)
+            self.barrier(opts)
         except cc.TimedOut as error:  # in the words of Gloo's, which is looked for
             text = f"Rank {self._comm.rank} timed out in monitoredBarrier: {error}"
             raise cc.TimedOut(text) from None

@@ -1,15 +1,20 @@
 """From a torch store to a group: docs/design/006-torch.md.
 
-The store is used at the start alone; a group lives on without it.
+The store is used at the start alone; a group lives on without it. A process that is to join a run
+finds there which group the run has, as the last one that rank 0 made.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+import time
 import uuid
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
+
+import torch.distributed as dist
 
 import collectives as cc
 from collectives.config import format_address, is_loopback, resolve_host
@@ -18,38 +23,123 @@ from collectives.hosts import host_number
 from collectives.settings import Settings
 
 _FAILED = "failed: "
+_COORDINATOR = "coordinator"
+_RUN = "run"  # the key of the group that was made last
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a group is: its coordinator's URL, its name, and its size in the beginning."""
+
+    url: str
+    group: str
+    size: int
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        url, group, size = text.split()
+        return cls(url, group, int(size))
+
+    def __str__(self) -> str:
+        return f"{self.url} {self.group} {self.size}"
+
+    def connect(self, name: str, timeout: timedelta, rank: int | None = None) -> cc.Communicator:
+        limit = timeout.total_seconds()
+        return cc.connect(
+            self.url, group=self.group, size=self.size, rank=rank, name=name, timeout=limit
+        )
+
+
+def _host(rank: int) -> str:
+    return f"host/{rank}"
 
 
 def join(store: Any, rank: int, size: int, timeout: timedelta) -> cc.Communicator:
     """A group of `size` ranks, all of which call this with stores that share their keys.
 
-    Raises: RuntimeError: rank 0 could start no coordinator, and why; or the store's own error when
-        a rank does not come within the timeout. What `connect` raises.
+    Raises: as `meet`.
     """
-    settings = Settings.resolve()
     mine = store.add(f"rank/{rank}", 1)  # the how-manieth group it makes from this store
-    store.set(f"{mine}/host/{rank}", f"{host_number()} {int(settings.insecure)}")
+    until = time.monotonic() + timeout.total_seconds()
+    address = _agree(dist.PrefixStore(str(mine), store), rank, size, until)
     if rank == 0:
-        try:
-            told = f"{_coordinator(store, mine, size, settings)} torch-{uuid.uuid4().hex}"
-        except Exception as error:
-            store.set(f"{mine}/coordinator", f"{_FAILED}{error}")
-            raise
-        store.set(f"{mine}/coordinator", told)
-    told = store.get(f"{mine}/coordinator").decode()
+        store.set(_RUN, str(address))
+    return address.connect(f"rank {rank}", time_left(until), rank)
+
+
+def stand_aside(store: Any, timeout: timedelta) -> tuple[cc.Communicator, Address]:
+    """A group of this process alone, and the run that it may join later: the last one of the store.
+
+    Raises: RuntimeError: the store knows of none. What `connect` raises.
+    """
+    until = time.monotonic() + timeout.total_seconds()
+    if not _is_told(store, [_RUN], until):
+        raise RuntimeError(
+            "COLLECTIVES_REJOIN=1, but the store knows of no run to join: it has to outlive rank "
+            "0, so it must be the launcher's (collectives run, torchrun)"
+        )
+    run = Address.parse(store.get(_RUN).decode())
+    alone = Address(run.url, f"{run.group}-{uuid.uuid4().hex}", 1)
+    return alone.connect("joiner", time_left(until)), run
+
+
+def meet(store: Any, rank: int, size: int, until: float) -> cc.Communicator:
+    """As `join`, with keys that nobody has used, up to a time of this process's clock.
+
+    Raises: RuntimeError: rank 0 could start no coordinator, and why. TimedOut: a rank did not come.
+        What `connect` raises, and the store.
+    """
+    address = _agree(store, rank, size, until)
+    return address.connect(f"rank {rank}", time_left(until), rank)
+
+
+def _agree(store: Any, rank: int, size: int, until: float) -> Address:
+    try:
+        settings = Settings.resolve()
+        store.set(_host(rank), f"{host_number()} {int(settings.insecure)}")
+        if rank == 0:
+            url = _coordinator(store, size, settings, until)
+            store.set(_COORDINATOR, str(Address(url, f"torch-{uuid.uuid4().hex}", size)))
+    except Exception as error:
+        if rank == 0:  # all others wait to hear of it
+            store.set(_COORDINATOR, f"{_FAILED}{error}")
+        raise
+    if not _is_told(store, [_COORDINATOR], until):
+        raise cc.TimedOut("rank 0 did not come")
+    told = store.get(_COORDINATOR).decode()
     if told.startswith(_FAILED):
         raise RuntimeError(f"rank 0 found no coordinator: {told.removeprefix(_FAILED)}")
-    url, group = told.split()
-    return cc.connect(
-        url, group=group, size=size, rank=rank, name=f"rank {rank}", timeout=timeout.total_seconds()
-    )
+    return Address.parse(told)
 
 
-def _coordinator(store: Any, mine: int, size: int, settings: Settings) -> str:
+def forget(store: Any, size: int) -> None:
+    """Removes what `meet` has left in the store. For one rank, when all have met."""
+    for key in (_COORDINATOR, *map(_host, range(size))):
+        store.delete_key(key)
+
+
+def time_left(until: float) -> timedelta:
+    """torch takes a timeout of zero for none."""
+    return timedelta(seconds=max(until - time.monotonic(), 0.001))
+
+
+def _is_told(store: Any, keys: list[str], until: float) -> bool:
+    try:
+        store.wait(keys, time_left(until))
+    except dist.DistStoreError:
+        return False
+    return True
+
+
+def _coordinator(store: Any, size: int, settings: Settings, until: float) -> str:
     """The URL of the one that the environment names, or of a new one that ends with its members."""
     if settings.coordinator is not None:
         return settings.coordinator
-    told = [store.get(f"{mine}/host/{rank}").decode().split() for rank in range(size)]
+    keys = [_host(rank) for rank in range(size)]
+    if not _is_told(store, keys, until):
+        absent = [rank for rank, key in enumerate(keys) if not store.check([key])]
+        raise cc.TimedOut(f"ranks {absent} did not come")
+    told = [store.get(key).decode().split() for key in keys]
     if len({host for host, _ in told}) == 1:
         return start_detached()
     careful = [rank for rank, (_, insecure) in enumerate(told) if insecure == "0"]
@@ -59,10 +149,10 @@ def _coordinator(store: Any, mine: int, size: int, settings: Settings) -> str:
             f"COLLECTIVES_INSECURE=1 on all of them if you trust the network (rank {careful[0]} "
             "has not)"
         )
-    return start_detached(format_address(_own_address(), 0), "--insecure")
+    return start_detached(format_address(own_address(), 0), "--insecure")
 
 
-def _own_address() -> str:
+def own_address() -> str:
     """An address of this host that others reach: MASTER_ADDR, if that is one of ours."""
     for name in (os.environ.get("MASTER_ADDR", ""), socket.gethostname(), socket.getfqdn()):
         try:

@@ -20,7 +20,7 @@ def dense(tensor: Tensor) -> Tensor:
         raise TypeError(f"expected a tensor, not {type(tensor).__name__}")
     if tensor.layout is not torch.strided:
         raise TypeError(f"expected a dense tensor, not one of layout {tensor.layout}")
-    return tensor.detach()
+    return tensor.detach() if tensor.requires_grad else tensor
 
 
 def numbers(tensor: Tensor) -> Tensor:

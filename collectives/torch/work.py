@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -34,7 +36,6 @@ class Work(dist.Work):
         self._tensors = tensors  # what a future yields
         self._finish = finish  # brings results to where the caller wants them; once
         self._lock = threading.Lock()
-        self._error: BaseException | None = None
         self._future: Any = None
 
     def wait(self, timeout: timedelta | None = None) -> bool:
@@ -43,17 +44,12 @@ class Work(dist.Work):
         Raises: TimedOut: it is not complete yet; it goes on. Else what it failed with.
         """
         limit = None if timeout is None or timeout <= _ZERO else timeout.total_seconds()
-        try:
-            for work in self._works:
-                work.wait(limit)
-        except BaseException as error:
-            if all(work.done for work in self._works):
-                self._error = error
-            raise
+        for work in self._works:
+            work.wait(limit)
         with self._lock:
-            finish, self._finish = self._finish, None
-            if finish is not None:
-                finish()
+            if self._finish is not None:
+                self._finish()
+                self._finish = None
         return True
 
     def synchronize(self) -> None:
@@ -67,12 +63,12 @@ class Work(dist.Work):
 
     def exception(self) -> BaseException | None:
         """What it failed with; None while it is under way, or if it went well."""
-        if self._error is None and self.is_completed():
+        if self.is_completed():
             try:
                 self.wait()
             except Exception as error:
-                self._error = error
-        return self._error
+                return error
+        return None
 
     def result(self) -> list[torch.Tensor]:
         self.wait()
@@ -90,25 +86,26 @@ class Work(dist.Work):
 
     def get_future(self) -> Any:
         """A future of the list of tensors. Its callbacks run in a thread of their own, which may
-        call other collectives and wait for them."""
+        call other collectives and wait for them; those of an operation that is over run at once."""
         with self._lock:
-            if self._future is None:
-                # A failure must not be set: C++ would take it for a value. A callback raises it.
-                base: Any = torch.futures.Future()
-                self._future = base.then(self._outcome)
-                _pool.submit(lambda: self._settle(base))
-            return self._future
+            if self._future is not None:
+                return self._future
+            # A failure must not be set: C++ would take it for a value. A callback raises it.
+            base: Any = torch.futures.Future()
+            self._future = base.then(self._outcome)
+        if self.is_completed():
+            self._settle(base)
+        else:
+            _pool.submit(lambda: self._settle(base))
+        return self._future
 
     def _settle(self, base: Any) -> None:
-        try:
+        with suppress(BaseException):  # the callback is told as well
             self.wait()
-        except BaseException as error:
-            self._error = error
         base.set_result(None)
 
     def _outcome(self, _: Any) -> list[torch.Tensor]:
-        if self._error is not None:
-            raise self._error
+        self.wait()
         return self._tensors
 
 
@@ -145,8 +142,9 @@ class Pool:
             threads, self._threads, self._idle = self._threads, [], 0
         for _ in threads:
             self._tasks.put(None)
+        deadline = time.monotonic() + timeout
         for thread in threads:
-            thread.join(timeout)
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 _pool = Pool()

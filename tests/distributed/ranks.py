@@ -15,9 +15,12 @@ from typing import Any
 import cluster
 from cluster import Cluster, Worker
 
-# Importing torch takes a second: once is enough.
+# Importing torch takes seconds, and so does what DDP and optimizers import: once is enough.
 cluster._context.set_forkserver_preload(
-    ["numpy", "zmq", "msgpack", "pytest", "torch", "torch.distributed", "collectives.torch"]
+    [
+        *("numpy", "zmq", "msgpack", "pytest"),
+        *("torch", "torch.distributed", "torch._dynamo", "collectives.torch"),
+    ]
 )
 
 
@@ -69,6 +72,14 @@ class Ranks(Cluster):
             for rank, peer in enumerate(self.peers)
         ]
         cluster.results(calls)
+
+    def rejoin(self, rank: int = 0, store: str = "store") -> cluster.Peer:
+        """One more process, that is to join the group's run; started in the place of this rank."""
+        (peer,) = self.add()
+        path = str(Path(self._folder.name) / store)
+        environment = {"COLLECTIVES_COORDINATOR": self.url, "COLLECTIVES_REJOIN": "1"}
+        peer.call(initialise, rank, self._ranks, path, environment, **self._group_options)
+        return peer
 
     def end(self) -> None:
         super().end()
