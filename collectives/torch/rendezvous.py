@@ -43,10 +43,23 @@ class Address:
     def __str__(self) -> str:
         return f"{self.url} {self.group} {self.size}"
 
-    def connect(self, name: str, timeout: timedelta, rank: int | None = None) -> cc.Communicator:
+    def connect(
+        self,
+        name: str,
+        timeout: timedelta,
+        rank: int | None = None,
+        *,
+        existing: bool = False,
+    ) -> cc.Communicator:
         limit = timeout.total_seconds()
         return cc.connect(
-            self.url, group=self.group, size=self.size, rank=rank, name=name, timeout=limit
+            self.url,
+            group=self.group,
+            size=self.size,
+            rank=rank,
+            name=name,
+            timeout=limit,
+            existing=existing,
         )
 
 
