@@ -171,6 +171,13 @@ class Settings:
         "Allow addresses other than loopback though there is no key: for networks that you trust.",
         "0",
     )
+    rejoin: bool = _row(
+        _FLAG,
+        False,
+        "This process joins a run of `collectives.torch.elastic`: docs/torch.md. Set by "
+        "`collectives run --restart-dead`; no argument of `connect`.",
+        "0",
+    )
     from_variables: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)
     """The fields that a variable has set. Not a setting itself."""
 
@@ -254,9 +261,10 @@ def _checked(
 _INTRO = """\
 # Settings
 
-Each is an environment variable and, but for `COLLECTIVES_LOG`, an argument of `connect`:
-`COLLECTIVES_STREAMS=4` is `connect(streams=4)`. Arguments win over the environment, the environment
-over the defaults. An empty variable counts as not set; a wrong one is an error that names it.
+Each is an environment variable and, but for `COLLECTIVES_LOG` and `COLLECTIVES_REJOIN`, an
+argument of `connect`: `COLLECTIVES_STREAMS=4` is `connect(streams=4)`. Arguments win over the
+environment, the environment over the defaults. An empty variable counts as not set; a wrong one is
+an error that names it.
 
 <!-- Made by `make docs` of collectives/settings.py; a test compares. -->
 

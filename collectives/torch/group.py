@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch.distributed.constants import default_pg_timeout
 
 import collectives as cc
+from collectives.settings import Settings
 from collectives.torch import rendezvous
 from collectives.torch.operations import Operations
 from collectives.torch.reconfiguration import Nobody, Reconfiguration
@@ -29,12 +30,19 @@ class ProcessGroup(Operations, Reconfiguration, dist.ProcessGroup):
         communicator: what it runs on; for what torch has no call for.
         elastic: operations run among the survivors, and ranks follow at boundaries: see `elastic`.
             Otherwise each fails on all survivors once a rank is lost.
+        run: the group that this process is to join, by `elastic`: this one is of itself alone.
     """
 
-    def __init__(self, communicator: Any, store: Any, timeout: timedelta) -> None:
+    def __init__(
+        self,
+        communicator: Any,
+        store: Any,
+        timeout: timedelta,
+        run: rendezvous.Address | None = None,
+    ) -> None:
         dist.ProcessGroup.__init__(self, communicator.rank, communicator.size)
         Reconfiguration.__init__(self)
-        self.elastic = False
+        self.elastic, self.run = False, run
         self._store = store
         self.set_timeout(timeout)
         self._group_name = self._group_description = ""
@@ -140,13 +148,16 @@ def create(options: Any, _: Any = None) -> ProcessGroup:
         return ProcessGroup(nobody, options.store, options.timeout)
     ranks = list(options.global_ranks_in_group)
     parent = dist.group.WORLD if ranks else None
+    run = None
     if isinstance(parent, ProcessGroup):
         comm = _subgroup(parent.communicator, ranks, options.timeout)
+    elif Settings.resolve().rejoin:
+        comm, run = rendezvous.stand_aside(options.store, options.timeout)
     else:
         comm = rendezvous.join(
             options.store, options.group_rank, options.group_size, options.timeout
         )
-    return ProcessGroup(comm, options.store, options.timeout)
+    return ProcessGroup(comm, options.store, options.timeout, run)
 
 
 def reconfigurable(timeout: timedelta = default_pg_timeout) -> ProcessGroup:

@@ -1,6 +1,7 @@
 """From a torch store to a group: docs/design/006-torch.md.
 
-The store is used at the start alone; a group lives on without it.
+The store is used at the start alone; a group lives on without it. A process that is to join a run
+finds there which group the run has, as the last one that rank 0 made.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import os
 import socket
 import time
 import uuid
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -22,6 +24,43 @@ from collectives.settings import Settings
 
 _FAILED = "failed: "
 _COORDINATOR = "coordinator"
+_RUN = "run"  # the key of the group that was made last
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a group is: its coordinator's URL, its name, and its size in the beginning."""
+
+    url: str
+    group: str
+    size: int
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        url, group, size = text.split()
+        return cls(url, group, int(size))
+
+    def __str__(self) -> str:
+        return f"{self.url} {self.group} {self.size}"
+
+    def connect(
+        self,
+        name: str,
+        timeout: timedelta,
+        rank: int | None = None,
+        *,
+        existing: bool = False,
+    ) -> cc.Communicator:
+        limit = timeout.total_seconds()
+        return cc.connect(
+            self.url,
+            group=self.group,
+            size=self.size,
+            rank=rank,
+            name=name,
+            timeout=limit,
+            existing=existing,
+        )
 
 
 def _host(rank: int) -> str:
@@ -35,7 +74,26 @@ def join(store: Any, rank: int, size: int, timeout: timedelta) -> cc.Communicato
     """
     mine = store.add(f"rank/{rank}", 1)  # the how-manieth group it makes from this store
     until = time.monotonic() + timeout.total_seconds()
-    return meet(dist.PrefixStore(str(mine), store), rank, size, until)
+    address = _agree(dist.PrefixStore(str(mine), store), rank, size, until)
+    if rank == 0:
+        store.set(_RUN, str(address))
+    return address.connect(f"rank {rank}", time_left(until), rank)
+
+
+def stand_aside(store: Any, timeout: timedelta) -> tuple[cc.Communicator, Address]:
+    """A group of this process alone, and the run that it may join later: the last one of the store.
+
+    Raises: RuntimeError: the store knows of none. What `connect` raises.
+    """
+    until = time.monotonic() + timeout.total_seconds()
+    if not _is_told(store, [_RUN], until):
+        raise RuntimeError(
+            "COLLECTIVES_REJOIN=1, but the store knows of no run to join: it has to outlive rank "
+            "0, so it must be the launcher's (collectives run, torchrun)"
+        )
+    run = Address.parse(store.get(_RUN).decode())
+    alone = Address(run.url, f"{run.group}-{uuid.uuid4().hex}", 1)
+    return alone.connect("joiner", time_left(until)), run
 
 
 def meet(store: Any, rank: int, size: int, until: float) -> cc.Communicator:
@@ -44,12 +102,17 @@ def meet(store: Any, rank: int, size: int, until: float) -> cc.Communicator:
     Raises: RuntimeError: rank 0 could start no coordinator, and why. TimedOut: a rank did not come.
         What `connect` raises, and the store.
     """
+    address = _agree(store, rank, size, until)
+    return address.connect(f"rank {rank}", time_left(until), rank)
+
+
+def _agree(store: Any, rank: int, size: int, until: float) -> Address:
     try:
         settings = Settings.resolve()
         store.set(_host(rank), f"{host_number()} {int(settings.insecure)}")
         if rank == 0:
             url = _coordinator(store, size, settings, until)
-            store.set(_COORDINATOR, f"{url} torch-{uuid.uuid4().hex}")
+            store.set(_COORDINATOR, str(Address(url, f"torch-{uuid.uuid4().hex}", size)))
     except Exception as error:
         if rank == 0:  # all others wait to hear of it
             store.set(_COORDINATOR, f"{_FAILED}{error}")
@@ -59,9 +122,7 @@ def meet(store: Any, rank: int, size: int, until: float) -> cc.Communicator:
     told = store.get(_COORDINATOR).decode()
     if told.startswith(_FAILED):
         raise RuntimeError(f"rank 0 found no coordinator: {told.removeprefix(_FAILED)}")
-    url, group = told.split()
-    left = time_left(until).total_seconds()
-    return cc.connect(url, group=group, size=size, rank=rank, name=f"rank {rank}", timeout=left)
+    return Address.parse(told)
 
 
 def forget(store: Any, size: int) -> None:

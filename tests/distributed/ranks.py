@@ -94,6 +94,14 @@ class Ranks(Cluster):
         ]
         cluster.results(calls)
 
+    def rejoin(self, rank: int = 0, store: str = "store") -> cluster.Peer:
+        """One more process, that is to join the group's run; started in the place of this rank."""
+        (peer,) = self.add()
+        path = str(Path(self._folder.name) / store)
+        environment = {"COLLECTIVES_COORDINATOR": self.url, "COLLECTIVES_REJOIN": "1"}
+        peer.call(initialise, rank, self._ranks, path, environment, **self._group_options)
+        return peer
+
     def end(self) -> None:
         super().end()
         self._folder.cleanup()

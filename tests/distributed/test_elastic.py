@@ -9,10 +9,6 @@ their bits.
 
 from __future__ import annotations
 
-import os
-import signal
-import time
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -21,33 +17,13 @@ torch = pytest.importorskip("torch")
 
 import torch.distributed as dist  # noqa: E402
 from cluster import Worker, results  # noqa: E402
+from elastic_calls import KINDS, Net, die, prepare, train, train_through  # noqa: E402
 from ranks import Ranks  # noqa: E402
 from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 
 import collectives.torch as ct  # noqa: E402
 
 pytestmark = pytest.mark.timeout(120)
-
-
-def die(_: Any = None) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def bits(*values: Any) -> bytes:
-    """All bits of tensors, modules and optimizers."""
-    found = []
-    for value in values:
-        if hasattr(value, "state_dict"):
-            value = value.state_dict()
-        if isinstance(value, dict):
-            found += [repr(k).encode() + bits(v) for k, v in value.items()]
-        elif isinstance(value, (list, tuple)):
-            found.append(bits(*value))
-        elif isinstance(value, torch.Tensor):
-            found.append(value.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        else:
-            found.append(repr(value).encode())
-    return b"|".join(found)
 
 
 # ---- exact gradients -----------------------------------------------------------------------------
@@ -136,135 +112,6 @@ def test_gradients_are_the_average_of_those_that_contributed(victim: int, view: 
 # ---- training ------------------------------------------------------------------------------------
 
 
-class Net(torch.nn.Module):
-    """With buffers, if `norm`; with a layer that not every rank uses in each step, if `unused`."""
-
-    def __init__(self, norm: bool = False, unused: bool = False) -> None:
-        super().__init__()
-        torch.manual_seed(1)
-        self.first = torch.nn.Linear(6, 16)
-        self.norm = torch.nn.BatchNorm1d(16) if norm else torch.nn.Identity()
-        self.sometimes = torch.nn.Linear(16, 16) if unused else None
-        self.last = torch.nn.Linear(16, 3)
-
-    def forward(self, x: Any, use: bool = True) -> Any:
-        x = self.norm(self.first(x)).relu()
-        if self.sometimes is not None and use:
-            x = self.sometimes(x)
-        return self.last(x)
-
-
-def batch(step: int) -> tuple[Any, Any]:
-    """This rank's part of it."""
-    torch.manual_seed(1000 * step + dist.get_rank())
-    return torch.randn(8, 6), torch.randint(3, (8,))
-
-
-def prepare(worker: Worker, net: dict[str, Any], **ddp: Any) -> None:
-    """A call: a model, an optimizer and an elastic run."""
-    model = DistributedDataParallel(Net(**net), bucket_cap_mb=1e-4, **ddp)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 3, gamma=0.5)
-    run = ct.elastic(model, optimizer, scheduler, state={"step": 0})
-    worker.kept.update(model=model, optimizer=optimizer, scheduler=scheduler, run=run)
-
-
-def train(worker: Worker, until: int, deaths: dict[int, tuple[int, str]], micro: int = 1) -> Any:
-    """A call: trains until this step. `deaths`: at a step, the rank of that time and the place:
-    see `_plan`, or "end" (of the step)."""
-    kept = worker.kept
-    model, run, losses = kept["model"], kept["run"], []
-    sizes = kept.setdefault("sizes", [])
-    while (step := run.state["step"]) < until:
-        run.boundary()
-        if run.state["step"] != step:
-            continue  # the state has come
-        sizes.append(dist.get_world_size())
-        rank, place = deaths.get(step, (-1, ""))
-        handles = _plan(worker, model, place) if rank == dist.get_rank() else []
-        kept["optimizer"].zero_grad()
-        for part in range(micro):
-            inputs, targets = batch(step * micro + part)
-            used = (step + dist.get_rank()) % 2 == 0
-            with model.no_sync() if part < micro - 1 else nullcontext():
-                loss = torch.nn.functional.cross_entropy(
-                    model(inputs, used) if model.module.sometimes else model(inputs), targets
-                )
-                loss.backward()
-        for handle in handles:
-            handle.remove()
-        kept["optimizer"].step()
-        kept["scheduler"].step()
-        losses.append(float(loss.detach()))
-        run.state["step"] += 1
-        if rank == dist.get_rank() and place == "end":
-            die()
-        if rank >= 0:
-            kept["survived at"] = time.monotonic()
-    model.eval()
-    with torch.no_grad():
-        model(batch(0)[0])  # which gives all the same buffers
-    model.train()
-    return bits(model, kept["optimizer"], kept["scheduler"], run.state)
-
-
-def _plan(worker: Worker, model: Any, place: str) -> list[Any]:
-    """Lets this process die at a place: "forward" of DDP, before anything, or "middle" of the
-    forward; "broadcast n"; a parameter's name, at its gradient; or "halt": wait to be killed, at
-    the last gradient. It lives on if the handles are removed before it comes there."""
-    if place == "forward":
-        return [model.register_forward_pre_hook(lambda *_: die(), prepend=True)]
-    if place == "middle":
-        return [model.module.first.register_forward_pre_hook(lambda *_: die())]
-    if place == "end":
-        return []
-    if place == "halt":
-
-        def halt(_: Any) -> None:
-            worker.note("here")
-            signal.pause()
-
-        return [model.module.first.weight.register_hook(halt)]
-    if place.startswith("broadcast"):
-        _die_in_broadcast(int(place.split()[1]))
-        return []
-    return [model.module.get_parameter(place).register_hook(die)]
-
-
-def _die_in_broadcast(number: int) -> None:
-    """Lets this process die in the broadcast with this number from now on."""
-    group, left = dist.group.WORLD, iter(range(number, -1, -1))
-    post = group.broadcast
-
-    def broadcast(*arguments: Any) -> Any:
-        work = post(*arguments)
-        if next(left) == 0:
-            die()
-        return work
-
-    group.broadcast = broadcast
-
-
-def train_through(ranks: Ranks, deaths: dict[int, tuple[int, str]], **options: Any) -> list[Any]:
-    """Lets all train eight steps, in which these ranks die; what `train` returned to the others."""
-    calls = ranks.start(train, 8, deaths, **options)
-    gone, left = [], list(range(len(calls)))
-    for step in sorted(deaths):
-        gone.append(left.pop(deaths[step][0]))
-    found = results([calls[rank] for rank in left])
-    for rank in gone:
-        with pytest.raises(EOFError):
-            calls[rank].outcome()
-    return found
-
-
-KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "plain": ({}, {}),
-    "buffers": ({"norm": True}, {}),
-    "unused": ({"norm": True, "unused": True}, {"find_unused_parameters": True}),
-    "static": ({"norm": True}, {"static_graph": True}),
-    "view": ({}, {"gradient_as_bucket_view": True}),
-}
 SCHEDULES = [
     {0: (0, "last.bias"), 1: (4, "forward"), 3: (0, "middle"), 5: (2, "first.weight")},
     {0: (5, "first.weight"), 1: (0, "forward"), 2: (3, "end"), 4: (0, "last.weight")},

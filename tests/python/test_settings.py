@@ -39,6 +39,7 @@ GOOD: dict[str, tuple[str, Any]] = {
     "trace": ("1024", 1024),
     "trace_dir": ("/tmp/of traces", "/tmp/of traces"),
     "insecure": ("1", True),
+    "rejoin": ("1", True),
 }
 WRONG: dict[str, tuple[list[str], list[Any]]] = {
     "coordinator": (["node:1", "cc://node:99999", "http://node"], ["node:1", ""]),
@@ -54,6 +55,7 @@ WRONG: dict[str, tuple[list[str], list[Any]]] = {
     "trace": (["-1", "1048577", "all"], [-1, 1 << 21, "1"]),
     "trace_dir": (["x" * 5000], ["", " a", "a\0", 1]),
     "insecure": (["yes", "2", "true"], [1, "1"]),
+    "rejoin": (["yes", "-1"], [0, "0"]),
 }
 NAMES = [row.name for row in s.rows()]
 
@@ -160,8 +162,8 @@ def test_defaults_and_limits_are_the_cores() -> None:
 
 def test_connect_takes_them_all() -> None:
     parameters = inspect.signature(cc.connect).parameters
-    assert [name for name in NAMES if name not in parameters] == ["log"]
-    assert all(parameters[name].default is None for name in NAMES if name != "log")
+    assert [name for name in NAMES if name not in parameters] == ["log", "rejoin"]
+    assert all(parameters[n].default is None for n in NAMES if n not in ("log", "rejoin"))
 
 
 def test_the_page_says_the_same() -> None:
