@@ -80,6 +80,14 @@ def join(store: Any, rank: int, size: int, timeout: timedelta) -> cc.Communicato
     return address.connect(f"rank {rank}", time_left(until), rank)
 
 
+def rejoins() -> bool:
+    """Whether this process is to join a run later."""
+    try:
+        return Settings.resolve().rejoin
+    except ValueError:  # `join` tells the others, too
+        return False
+
+
 def stand_aside(store: Any, timeout: timedelta) -> tuple[cc.Communicator, Address]:
     """A group of this process alone, and the run that it may join later: the last one of the store.
 
@@ -139,7 +147,9 @@ def time_left(until: float) -> timedelta:
 def _is_told(store: Any, keys: list[str], until: float) -> bool:
     try:
         store.wait(keys, time_left(until))
-    except dist.DistStoreError:
+    except dist.DistNetworkError:
+        raise
+    except RuntimeError:  # which store it is says which class
         return False
     return True
 

@@ -20,11 +20,12 @@ from cluster import Cluster, Worker
 
 from collectives.config import parse_url
 
-# Importing torch takes seconds, and so does what DDP and optimizers import: once is enough.
+# Importing torch takes seconds, and so does what models and optimizers import: once is enough.
 cluster._context.set_forkserver_preload(
     [
         *("numpy", "zmq", "msgpack", "pytest"),
         *("torch", "torch.distributed", "torch._dynamo", "collectives.torch"),
+        *("torch.distributed.fsdp", "torch.distributed.tensor", "torch.distributed.checkpoint"),
     ]
 )
 
