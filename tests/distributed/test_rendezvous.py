@@ -48,7 +48,7 @@ def initialises(worker: Worker, environment: dict[str, str], **options: Any) -> 
 def coordinator(worker: Worker) -> str:
     """A call: the URL of the coordinator, as rank 0 told it."""
     store = dist.group.WORLD.get_group_store()
-    url, _ = store.get("1/coordinator").decode().split()
+    url, *_ = store.get("1/coordinator").decode().split()
     return str(url)
 
 
