@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from collectives.errors import CollectivesError
 
 COMMANDS = {
+    "run": ("collectives.cli.run", "start the ranks of a job here, and go on when some die"),
     "coordinator": ("collectives.cli.coordinator", "run the membership service of a run"),
     "demo": ("collectives.cli.demo", "watch peers join and leave a training, checked bit for bit"),
     "bench": ("collectives.cli.bench", "measure latency and bandwidth"),

@@ -23,8 +23,9 @@ _COMMAND = (sys.executable, "-m", "collectives.cli.main", "coordinator")
 _START_S = 60.0
 
 
-def _environment() -> dict[str, str]:
-    """The child imports what we import, and nothing from the folder that it happens to be in."""
+def environment() -> dict[str, str]:
+    """Of a child in Python, which then imports what we import, and nothing from the folder that it
+    happens to be in."""
     path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
     return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
 
@@ -48,7 +49,7 @@ def start_detached(listen: str = "127.0.0.1:0", *arguments: str) -> str:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=printed,
-                env={**_environment(), "OPENBLAS_NUM_THREADS": "1"},
+                env={**environment(), "OPENBLAS_NUM_THREADS": "1"},
                 text=True,
                 timeout=_START_S,
             )
@@ -90,8 +91,9 @@ class CoordinatorProcess:
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=_environment(),
+            env=environment(),
             text=True,
+            start_new_session=True,  # Ctrl-C is for us, who end it when its members are gone
         )
         assert self.process.stdout is not None
         line = self.process.stdout.readline().split()

@@ -86,14 +86,18 @@ class Work(dist.Work):
 
     def get_future(self) -> Any:
         """A future of the list of tensors. Its callbacks run in a thread of their own, which may
-        call other collectives and wait for them."""
+        call other collectives and wait for them; those of an operation that is over run at once."""
         with self._lock:
-            if self._future is None:
-                # A failure must not be set: C++ would take it for a value. A callback raises it.
-                base: Any = torch.futures.Future()
-                self._future = base.then(self._outcome)
-                _pool.submit(lambda: self._settle(base))
-            return self._future
+            if self._future is not None:
+                return self._future
+            # A failure must not be set: C++ would take it for a value. A callback raises it.
+            base: Any = torch.futures.Future()
+            self._future = base.then(self._outcome)
+        if self.is_completed():
+            self._settle(base)
+        else:
+            _pool.submit(lambda: self._settle(base))
+        return self._future
 
     def _settle(self, base: Any) -> None:
         with suppress(BaseException):  # the callback is told as well

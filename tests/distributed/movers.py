@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
+import ranks  # noqa: F401 (from then on, processes have torch imported)
 import torch
 import torch.distributed as dist
 from cluster import Cluster, Peer, Worker, results

@@ -29,10 +29,26 @@ def test_the_example_runs(spawn, tmp_path: Path) -> None:
     peers = [spawn("python", script, env={"COLLECTIVES_COORDINATOR": url}) for _ in range(4)]
     for peer in peers:
         assert peer.wait(40) == 0
+    assert sorted(peer.output for peer in peers) == expected_lines()
+
+
+def test_the_example_runs_in_one_command(spawn, tmp_path: Path) -> None:
+    (command,) = re.findall(r"`collectives (run .*) example.py`", README)
+    script = tmp_path / "example.py"
+    script.write_text(block("python"))
+    words = ["-m", "collectives.cli.main", *command.split(), script]
+    child = spawn("python", *words, env={"COLLECTIVES_COORDINATOR": ""})
+    assert child.wait(40) == 0
+    # Into a pipe, print() writes a line and its end separately: ranks may come between.
+    printed = sorted(re.findall(r"rank . of 4: weight -.\...", child.output))
+    assert "".join(printed) == "".join(expected_lines()).replace("\n", "")
+    assert len(child.output) == sum(map(len, expected_lines()))
+
+
+def expected_lines() -> list[str]:
     mean = (1 + 2 + 3 + 4) / 4
     weight = f"{-0.01 * mean * 100:.2f}"
-    lines = sorted(peer.output for peer in peers)
-    assert lines == [f"rank {rank} of 4: weight {weight}\n" for rank in range(4)]
+    return [f"rank {rank} of 4: weight {weight}\n" for rank in range(4)]
 
 
 def test_the_shell_lines_name_commands_that_exist(spawn) -> None:
