@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch.distributed.constants import default_pg_timeout
 
 import collectives as cc
-from collectives.settings import Settings
+from collectives.settings import from_variable
 from collectives.torch import rendezvous
 from collectives.torch.operations import Operations
 from collectives.torch.reconfiguration import Nobody, Reconfiguration
@@ -151,7 +151,7 @@ def create(options: Any, _: Any = None) -> ProcessGroup:
     run = None
     if isinstance(parent, ProcessGroup):
         comm = _subgroup(parent.communicator, ranks, options.timeout)
-    elif Settings.resolve().rejoin:
+    elif from_variable("rejoin"):
         comm, run = rendezvous.stand_aside(options.store, options.timeout)
     else:
         comm = rendezvous.join(
