@@ -46,6 +46,7 @@ def reduction(op: Any) -> str | cc.Premul:
         return cc.premul(float(factor))
     raise TypeError(f"the reduction {op} is not known")
 
+
 _SHORTEST = timedelta(milliseconds=1)
 
 
