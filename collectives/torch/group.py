@@ -150,7 +150,7 @@ def create(options: Any, _: Any = None) -> ProcessGroup:
     run = None
     if isinstance(parent, ProcessGroup):
         comm = _subgroup(parent.communicator, ranks, options.timeout)
-    elif rendezvous.rejoins():
+    elif not ranks and rendezvous.rejoins():
         comm, run = rendezvous.stand_aside(options.store, options.timeout)
     else:
         comm = rendezvous.join(

@@ -50,6 +50,9 @@ def reduction(op: Any, *tensors: Tensor) -> str | cc.Premul:
     raise TypeError(f"the reduction {op} is not known")
 
 
+_SHORTEST = timedelta(milliseconds=1)
+
+
 class Operations(Posting):
     """The part of `ProcessGroup` that runs operations.
 
@@ -306,7 +309,8 @@ class Operations(Posting):
         """
         opts = dist.BarrierOptions()
         opts.asyncOp = False
-        opts.timeout = self._timeout if timeout is None else timeout
+        # Zero is no time here, and nothing said elsewhere.
+        opts.timeout = self._timeout if timeout is None else max(timeout, _SHORTEST)
         try:
             self.barrier(opts)
         except cc.TimedOut as error:  # in the words of Gloo's, which is looked for

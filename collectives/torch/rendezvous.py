@@ -94,11 +94,13 @@ def stand_aside(store: Any, timeout: timedelta) -> tuple[cc.Communicator, Addres
     Raises: RuntimeError: the store knows of none. What `connect` raises.
     """
     until = time.monotonic() + timeout.total_seconds()
-    if not _is_told(store, [_RUN], until):
+    try:
+        store.wait([_RUN], timeout)
+    except RuntimeError as error:
         raise RuntimeError(
             "COLLECTIVES_REJOIN=1, but the store knows of no run to join: it has to outlive rank "
             "0, so it must be the launcher's (collectives run, torchrun)"
-        )
+        ) from error
     run = Address.parse(store.get(_RUN).decode())
     alone = Address(run.url, f"{run.group}-{uuid.uuid4().hex}", 1)
     return alone.connect("joiner", time_left(until)), run

@@ -177,11 +177,14 @@ def trains_unevenly(worker: Worker) -> None:
 def throws_unevenly(worker: Worker) -> None:
     """A call: with throw_on_early_termination all end at the first one's end."""
     ddp = parallel(models.perceptron())
-    with pytest.raises(RuntimeError, match="exhausted"), Join(
-        [ddp], throw_on_early_termination=True
-    ):
-        for step in range(dist.get_rank() + 2):
-            ddp(mine(step)).square().mean().backward()
+
+    def train() -> None:
+        with Join([ddp], throw_on_early_termination=True):
+            for step in range(dist.get_rank() + 2):
+                ddp(mine(step)).square().mean().backward()
+
+    with pytest.raises(RuntimeError, match="exhausted"):
+        train()
     dist.barrier()
 
 

@@ -23,10 +23,9 @@ torch = pytest.importorskip("torch")
 
 import torch.distributed as dist  # noqa: E402
 from cluster import Call, Cluster, Peer, Worker, outcomes, results  # noqa: E402
-from ranks import Ranks  # noqa: E402
+from ranks import Ranks, has_ended, is_up  # noqa: E402
 
 import collectives as cc  # noqa: E402
-from collectives.config import parse_url  # noqa: E402
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -67,22 +66,6 @@ def works(worker: Worker) -> None:
 def ends(worker: Worker) -> None:
     """A call: destroys all groups."""
     dist.destroy_process_group()
-
-
-def has_ended(url: str, limit: float = 15.0) -> bool:
-    """Whether nobody listens there any more, within the limit."""
-    deadline = time.monotonic() + limit
-    while time.monotonic() < deadline:
-        if not is_up(url):
-            return True
-        time.sleep(0.02)
-    return False
-
-
-def is_up(url: str) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(parse_url(url), 5):
-        return True
-    return False
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """`collectives run` with torch. Skipped without it.
 
-Goal: `env://` works as under torchrun, for our backend and for Gloo, and the store outlives rank 0.
+Goal: `env://` works as under torchrun, for our backend and for Gloo, and the store outlives rank 0,
+so that a rank that dies in an elastic run can come back.
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ def say(text):
 """
 
 
-def start(folder: Path, spawn: Any, body: str, *options: object) -> Any:
+def start(
+    folder: Path, spawn: Any, body: str, *options: object, arguments: tuple[object, ...] = ()
+) -> Any:
     path = folder / "script.py"
     path.write_text(HEAD + body)
     command = ("-m", "collectives.cli.main", "run", "--nproc", "2", *options)
     env = {"COLLECTIVES_COORDINATOR": "", "TMPDIR": str(folder)}
-    return spawn("python", *command, path, env=env)
+    return spawn("python", *command, path, *arguments, env=env)
 
 
 def child_processes(parent: int, word: str) -> list[int]:
@@ -97,3 +100,34 @@ while not x:  # until both have seen the file
     (tmp_path / "script.py.go").touch()
     assert child.wait(60) == 0
     assert len(re.findall("collectives run:", child.output)) == 1
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_dead_rank_comes_back(tmp_path: Path, spawn: Any, victim: int) -> None:
+    body = """
+import hashlib, time
+from torch.nn.parallel import DistributedDataParallel
+dist.init_process_group("collectives")
+comes_back = os.environ.get("COLLECTIVES_REJOIN") == "1"
+model = DistributedDataParallel(torch.nn.Linear(3, 3))
+optimizer = torch.optim.Adam(model.parameters())
+run = collectives.torch.elastic(model, optimizer, state={"step": 0})
+while run.state["step"] < 12:
+    if run.state["step"] == 6 and not comes_back:
+        while dist.group.WORLD.communicator.pending == 0:
+            time.sleep(0.01)
+    run.boundary()
+    optimizer.zero_grad()
+    loss = model(torch.ones(2, 3) + dist.get_rank()).sum()
+    if run.state["step"] == 3 and os.environ["RANK"] == sys.argv[1]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    loss.backward()
+    optimizer.step()
+    run.state["step"] += 1
+weights = model.module.weight.detach().numpy()
+say(f"has {hashlib.sha256(weights).hexdigest()} of {dist.get_world_size()}")
+"""
+    child = start(tmp_path, spawn, body, "--restart-dead", arguments=(victim,))
+    assert child.wait(60) == 0
+    found = [child.wait_for(rf"rank {rank} has (\w+) of 2") for rank in range(2)]
+    assert len({match.group(1) for match in found}) == 1
