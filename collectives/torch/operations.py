@@ -119,7 +119,10 @@ class Operations(Posting):
                 same, op=kind, out=same, preserve=preserve, **options
             )
 
-        calls = [call(same) for same in by_dtype.values()]
+        if isinstance(kind, cc.Premul):  # the core has that for one tensor alone
+            calls = [self._reduce_in_place(tensor, op) for tensor in tensors]
+        else:
+            calls = [call(same) for same in by_dtype.values()]
         return self._run("all_reduce", opts, calls, list(tensors))
 
     def reduce(self, tensors: Any, opts: Any = None) -> Work | None:

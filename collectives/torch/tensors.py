@@ -24,9 +24,10 @@ def dense(tensor: Tensor) -> Tensor:
 
 
 def numbers(tensor: Tensor) -> Tensor:
-    """For reductions: a complex tensor as pairs of real numbers."""
+    """For reductions: a complex tensor as pairs of real numbers, in the same memory; RuntimeError
+    if it is a conjugate that torch has not computed yet."""
     plain = dense(tensor)
-    return torch.view_as_real(plain.resolve_conj()) if plain.is_complex() else plain
+    return torch.view_as_real(plain) if plain.is_complex() else plain
 
 
 def content(tensor: Tensor) -> Tensor:
