@@ -137,14 +137,15 @@ class Operations(Posting):
         return self._run("reduce", opts, [call], [tensor])
 
     def reduce_scatter(self, outputs: Any, inputs: Any, opts: Any = None) -> Work | None:
-        target, blocks = one(outputs), Blocks([numbers(t) for t in inputs[0]])
+        size = self._comm.size
+        target, blocks = one(outputs), Blocks([numbers(t) for t in inputs[0]], size)
         op, opts = _op_and_options(opts)
         plain, kind, counts = numbers(target), reduction(op, target), blocks.counts
         flat = blocks.gather()
 
         def call(**options: Any) -> Any:
             if blocks.even:
-                x = _rows(flat, len(counts))
+                x = _rows(flat, size)
                 return self._comm.reduce_scatter(x, op=kind, out=plain, **options)
             return self._comm.reduce_scatter(flat, op=kind, counts=counts, out=plain, **options)
 
@@ -192,7 +193,7 @@ class Operations(Posting):
     def _gather_all(
         self, results: list[Tensor], given: Tensor
     ) -> tuple[Callable[..., Any], Callable[[], None]]:
-        blocks, plain = Blocks(results), content(given).reshape(-1)
+        blocks, plain = Blocks(results, self._comm.size), content(given).reshape(-1)
 
         def call(**options: Any) -> Any:
             counts = None if blocks.even else blocks.counts
@@ -239,7 +240,7 @@ class Operations(Posting):
         given, root = one(inputs), opts.rootRank
         plain = content(given).reshape(-1)
         at_root = root == self._comm.rank
-        blocks = Blocks(outputs[0]) if at_root else None
+        blocks = Blocks(outputs[0], self._comm.size) if at_root else None
         _check_even("gather", blocks)
 
         def call(**options: Any) -> Any:
@@ -254,9 +255,9 @@ class Operations(Posting):
         plain = content(target)
         x = None
         if root == self._comm.rank:
-            blocks = Blocks(inputs[0])
+            blocks = Blocks(inputs[0], self._comm.size)
             _check_even("scatter", blocks)
-            x = _rows(blocks.gather(), len(blocks.counts))
+            x = _rows(blocks.gather(), self._comm.size)
 
         def call(**options: Any) -> Any:
             return self._comm.scatter(x, root, out=plain, **options)
@@ -264,7 +265,8 @@ class Operations(Posting):
         return self._run("scatter", opts, [call], [target])
 
     def alltoall(self, outputs: list[Tensor], inputs: list[Tensor], opts: Any = None) -> Any:
-        received, sent = Blocks(outputs), Blocks(inputs)
+        size = self._comm.size
+        received, sent = Blocks(outputs, size), Blocks(inputs, size)
         flat = sent.gather()
 
         def call(**options: Any) -> Any:

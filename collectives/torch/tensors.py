@@ -38,7 +38,7 @@ def content(tensor: Tensor) -> Tensor:
         return plain
     if plain.is_complex():
         return torch.view_as_real(plain)
-    if plain.itemsize > 1:
+    if plain.itemsize > 1 or plain.is_quantized:  # its scale would stay behind
         raise TypeError(f"tensors of {plain.dtype} cannot be sent")
     return plain.view(torch.uint8)
 
@@ -52,10 +52,12 @@ class Blocks:
         counts: how many elements each has.
     """
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
+    def __init__(self, tensors: Sequence[Tensor], size: int) -> None:
         self._tensors = [content(tensor) for tensor in tensors]
-        if not self._tensors:
-            raise ValueError("a tensor for each rank is needed, not an empty list")
+        if len(self._tensors) != size:
+            raise ValueError(
+                f"a tensor for each of {size} ranks is needed, not a list of {len(self._tensors)}"
+            )
         dtypes = {tensor.dtype for tensor in self._tensors}
         if len(dtypes) > 1:
             raise TypeError(f"the tensors of a list must have one dtype, not {dtypes}")

@@ -1,5 +1,5 @@
-"""Models that learn alone and together, for tests: ranks that train on parts of a batch have to come
-to what one process comes to with the whole batch.
+"""Models that learn alone and together, for tests: ranks that train on parts of a batch have to
+come to what one process comes to with the whole batch.
 
 All is in float64, so that only what is wrong differs by more than rounding.
 """

@@ -62,12 +62,11 @@ def cases(dtype: Any) -> list[tuple[Any, Any]]:
     if dtype is torch.bool:
         both = functools.reduce(operator.and_, xs)
         any_of_them = functools.reduce(operator.or_, xs)
-        found = [
+        return [
             *((op, any_of_them) for op in (ReduceOp.SUM, ReduceOp.MAX, ReduceOp.BOR)),
             *((op, both) for op in (ReduceOp.PRODUCT, ReduceOp.MIN, ReduceOp.BAND)),
             (ReduceOp.BXOR, functools.reduce(operator.xor, xs)),
         ]
-        return found
     total = sum(xs)
     found = [(ReduceOp.SUM, total)]
     if not dtype.is_complex:
