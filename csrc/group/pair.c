@@ -126,7 +126,8 @@ void cc__pair_complete(cc__group *group, cc__op *op, cc_status status, const cha
     cc__op_trace(op, group->links, CC_TRACE_MESSAGE_ENDED, status, op->pair ? &op->pair->id : NULL);
     char told[CC_MESSAGE_MAX] = "";
     const char *name = op->request.kind == CC_SEND ? "send" : "recv";
-    if (status != CC_OK) snprintf(told, sizeof told, "%s: %s", name, message);
+    int room = (int)(sizeof told - sizeof "send: ");
+    if (status != CC_OK) snprintf(told, sizeof told, "%s: %.*s", name, room, message);
     cc__op_finish(op, status, told);
 }
 
