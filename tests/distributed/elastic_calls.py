@@ -92,7 +92,7 @@ def train(
     sizes = kept.setdefault("sizes", [])
     while (step := run.state["step"]) < until:
         if step == joins[0]:
-            _wait_for_joiners(worker, joins[1])
+            wait_for_joiners(worker, joins[1])
         rank, place = deaths.get(step, (-1, ""))
         if rank == dist.get_rank() and place == "boundary":
             die()
@@ -130,7 +130,7 @@ def _evaluate(model: Any) -> None:
     model.train()
 
 
-def _wait_for_joiners(worker: Worker, count: int) -> None:
+def wait_for_joiners(worker: Worker, count: int) -> None:
     worker.note("they may come")
     while dist.group.WORLD.communicator.pending < count:
         time.sleep(0.002)

@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 
 import torch.distributed as dist  # noqa: E402
 from cluster import Peer, Worker, results  # noqa: E402
-from elastic_calls import KINDS, die, prepare, train  # noqa: E402
+from elastic_calls import KINDS, die, prepare, train, wait_for_joiners  # noqa: E402
 from ranks import Ranks  # noqa: E402
 
 import collectives as cc  # noqa: E402
@@ -129,8 +129,7 @@ def enter(worker: Worker) -> dict[str, Any]:
 
 def admit(worker: Worker) -> int:
     """A call: a boundary, once somebody waits."""
-    while dist.group.WORLD.communicator.pending < 1:
-        pass
+    wait_for_joiners(worker, 1)
     return len(worker.kept["run"].boundary().joined)
 
 
