@@ -78,6 +78,13 @@ def test_two_come_in_at_once_while_gradients_are_accumulated() -> None:
     assert sorted(ranks_now[2:]) == [(2, 4, [4] * 4), (3, 4, [4] * 4)]
 
 
+def test_gradients_that_are_zeros_are_none_to_whoever_comes_in() -> None:
+    """To an optimizer that is not the same; so they become none with all."""
+    with Ranks(2) as ranks:
+        members, joiners = train_with_joiners(ranks, "unused", (4, 1), {}, idle_after=2)
+        assert len(set(results(members + joiners))) == 1
+
+
 @pytest.mark.parametrize("victim", [0, 2])
 def test_one_dies_at_the_boundary_that_another_comes_in_by(victim: int) -> None:
     deaths = {2: (victim, "boundary")}
