@@ -19,6 +19,12 @@ SOAK ?= --seconds 600
 # Which fleets to simulate: make sim SIM="--seeds 100 --first 5000"
 SIM ?= --seeds 10000
 
+# Whose torch backend torch's own tests are run for, by how many ranks, and more:
+# make test-suite BACKEND=gloo RANKS=4 SUITE="--only broadcast"
+BACKEND ?= collectives
+RANKS ?= 3
+SUITE ?=
+
 # What else for the chaos test: make chaos CHAOS="--seed 7 --faults 60"
 CHAOS ?=
 
@@ -49,8 +55,8 @@ CMAKE = $(BIN)/cmake -S . -G Ninja -DCOLLECTIVES_TESTS=ON --log-level=WARNING
 NINJA = $(BIN)/cmake --build
 CTEST = $(BIN)/ctest --output-on-failure --parallel $(JOBS)
 
-.PHONY: build demo bench bench-recovery bench-torch test test-c test-python test-torch test-huge sim soak chaos \
-	lint format docs \
+.PHONY: build demo bench bench-recovery bench-torch test test-c test-python test-torch test-suite \
+	test-huge sim soak chaos lint format docs \
 	sanitize asan tsan clean
 .DELETE_ON_ERROR:
 
@@ -86,6 +92,12 @@ test-python: $(STAMPS)/test
 test-torch: $(STAMPS)/test
 	$(PIP) install torch==2.13.0
 	$(BIN)/python -m pytest tests/python/test_torch.py tests/distributed $(PYTEST)
+
+# torch's own tests, which are in its wheel: docs/torch_suite.md.
+test-suite: $(STAMPS)/test
+	$(PIP) install torch==2.13.0 expecttest==0.3.0
+	$(BIN)/python tests/distributed/suite/run.py --backend $(BACKEND) --ranks $(RANKS) \
+		--json build/suite/$(BACKEND)-$(RANKS).json $(SUITE)
 
 # Arrays above 4 GiB: they take 9 GiB of memory, and PYTEST="-k one_result" 5.
 test-huge: $(STAMPS)/test

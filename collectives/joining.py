@@ -110,6 +110,7 @@ def connect(
     trace_dir: str | None = None,
     io_max_bytes: int = 0,
     insecure: bool | None = None,
+    existing: bool = False,
     on_epoch: Callable[[int], None] | None = None,
 ) -> Communicator:
     """Joins a group and returns when this peer is a member.
@@ -140,6 +141,8 @@ def connect(
         trace_dir: a folder for a trace of each failure; by default none is written.
         io_max_bytes: for tests: no read or write moves more than this; 0: no limit.
         insecure: allow addresses other than loopback though the run has no key.
+        existing: join a group that has members, or else be refused, also while waiting: for who
+            comes later to a run that may be over by then.
         on_epoch: called with each new epoch's number, by the agent's thread.
 
     Raises:
@@ -195,6 +198,7 @@ def connect(
         min_size=min_size,
         address=context.address(),
         host=host_number(),
+        existing=existing,
         **agreed,
     )
     callback = None if on_epoch is None else lambda record: on_epoch(record.epoch)

@@ -107,7 +107,7 @@ PROTOCOL_VERSION = 1
 @dataclass(frozen=True)
 class Join:
     """Let me into this group. Repeated until an epoch arrives; it also says that the joiner is
-    there."""
+    there. `existing`: only if it has members."""
 
     TYPE: ClassVar[str] = "join"
     version: Version
@@ -121,6 +121,7 @@ class Join:
     host: U64
     streams: Streams
     segment_bytes: SegmentBytes
+    existing: bool = False
 
 
 @dataclass(frozen=True)

@@ -224,12 +224,6 @@ class Settings:
         return type(error)(f"{', '.join(blamed)}: {text}") if blamed else error
 
 
-def from_variable(name: str) -> Any:
-    """One setting as its variable has it, whatever is wrong with the others. Raises ValueError."""
-    label = variable(name)
-    return getattr(Settings.resolve({label: os.environ.get(label, "")}), name)
-
-
 def rows() -> tuple[dataclasses.Field[Any], ...]:
     """The settings, in the order of the table."""
     return tuple(field for field in dataclasses.fields(Settings) if "kind" in field.metadata)

@@ -115,11 +115,13 @@ class Group:
         elif join.id in self.lobby.joiners:
             self._welcome(join.id, self.lobby.joiners[join.id].serial)
         else:
-            if self.idle and join != self.settings:
+            if self.idle and join != self.settings and not join.existing:
                 self.settings = join
                 self.notes.note(Fixed(self.number, join))
             waiting = [joiner.join for joiner in self.lobby.joiners.values()]
             reason = records.objection(self.settings or join, join, waiting, bool(self.members))
+            if join.existing and not self.members:
+                reason = f"group {self.name!r} has no members, or none any more"
             if reason is not None:
                 self.send(join.id, Refused(reason))
                 return
@@ -351,6 +353,8 @@ class Group:
         self.strikes = frozenset()
         self.unreached.clear()
         self.pending = 0
+        for peer in self.lobby.of_existing():
+            self.send(peer, Refused(f"group {self.name!r} has no members any more: {reason}"))
         if self.recovering:  # nobody knows what number comes next: the group is forgotten
             self.lobby.joiners.clear()
         self.lobby.next_round(self.lobby.joiners.values(), anew=True)

@@ -69,6 +69,13 @@ class Lobby:
                 joiner.serial = joiner.count()
             self._welcome(joiner)
 
+    def of_existing(self) -> list[bytes]:
+        """Takes out those who wait for a group that has members, and for no other."""
+        found = [peer for peer, joiner in self.joiners.items() if joiner.join.existing]
+        for peer in found:
+            del self.joiners[peer]
+        return found
+
     def gather(self, size: int) -> list[tuple[Join, int]]:
         """While the group has no members: the arrivals that form it, once enough are there and
         have all reached each other; else nobody."""

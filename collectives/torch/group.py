@@ -11,7 +11,6 @@ import torch.distributed as dist
 from torch.distributed.constants import default_pg_timeout
 
 import collectives as cc
-from collectives.settings import from_variable
 from collectives.torch import rendezvous
 from collectives.torch.operations import Operations
 from collectives.torch.reconfiguration import Nobody, Reconfiguration
@@ -151,7 +150,7 @@ def create(options: Any, _: Any = None) -> ProcessGroup:
     run = None
     if isinstance(parent, ProcessGroup):
         comm = _subgroup(parent.communicator, ranks, options.timeout)
-    elif from_variable("rejoin"):
+    elif not ranks and rendezvous.rejoins():
         comm, run = rendezvous.stand_aside(options.store, options.timeout)
     else:
         comm = rendezvous.join(

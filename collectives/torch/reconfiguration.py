@@ -112,7 +112,7 @@ class Reconfiguration:
                 f"reconfigure: the uuid {opts.uuid} was already used; each call needs a fresh one"
             )
         self._uuids.add(opts.uuid)
-        # Groups that are made side by side may have the same uuid: those of torchft have.
+        # Peers with different lists must not meet.
         what = hashlib.blake2b(repr((opts.uuid, handles)).encode(), digest_size=16).hexdigest()
         host, port = parse_address(handles[0].address)
         self._move(host, port, what, rank, len(handles), until)

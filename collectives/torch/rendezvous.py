@@ -43,10 +43,23 @@ class Address:
     def __str__(self) -> str:
         return f"{self.url} {self.group} {self.size}"
 
-    def connect(self, name: str, timeout: timedelta, rank: int | None = None) -> cc.Communicator:
+    def connect(
+        self,
+        name: str,
+        timeout: timedelta,
+        rank: int | None = None,
+        *,
+        existing: bool = False,
+    ) -> cc.Communicator:
         limit = timeout.total_seconds()
         return cc.connect(
-            self.url, group=self.group, size=self.size, rank=rank, name=name, timeout=limit
+            self.url,
+            group=self.group,
+            size=self.size,
+            rank=rank,
+            name=name,
+            timeout=limit,
+            existing=existing,
         )
 
 
@@ -65,6 +78,14 @@ def join(store: Any, rank: int, size: int, timeout: timedelta) -> cc.Communicato
     if rank == 0:
         store.set(_RUN, str(address))
     return address.connect(f"rank {rank}", time_left(until), rank)
+
+
+def rejoins() -> bool:
+    """Whether this process is to join a run later."""
+    try:
+        return Settings.resolve().rejoin
+    except ValueError:  # `join` tells the others, too
+        return False
 
 
 def stand_aside(store: Any, timeout: timedelta) -> tuple[cc.Communicator, Address]:
@@ -128,7 +149,9 @@ def time_left(until: float) -> timedelta:
 def _is_told(store: Any, keys: list[str], until: float) -> bool:
     try:
         store.wait(keys, time_left(until))
-    except dist.DistStoreError:
+    except dist.DistNetworkError:
+        raise
+    except RuntimeError:  # which store it is says which class
         return False
     return True
 

@@ -49,7 +49,7 @@ class Run:
 
     def _enter(self, run: Address) -> None:
         group, alone = self._group, self._group.communicator
-        group._use(run.connect("joiner", group._timeout))
+        group._use(run.connect("joiner", group._timeout, existing=True))
         alone.close()
         comm = group.communicator
         self._share(None)

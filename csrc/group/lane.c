@@ -130,6 +130,13 @@ static cc_status failure(const cc__reason *reason, const cc__op *op, char *messa
                  what, number, input_of(op));
         return CC_PEER_LOST;
     default:
+        if (op->request.flags & CC_WHOLE) {
+            snprintf(message, CC_MESSAGE_MAX,
+                     "%s, operation %llu: rank %u was lost, and the call is for all ranks or none; "
+                     "%s",
+                     what, number, reason->lost_rank, input_of(op));
+            return CC_PEER_LOST;
+        }
         snprintf(message, CC_MESSAGE_MAX,
                  "%s, operation %llu: the peer of rank %u was lost; %s; the next call runs among "
                  "the %u survivors",

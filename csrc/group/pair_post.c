@@ -82,8 +82,9 @@ cc_status cc__pair_post(cc__group *group, const cc_request *request, int64_t now
     bool nobody = any ? cc__pair_nobody_left(group) : member < 0;
     if (nobody) {
         op->info.lost_rank = request->root;
-        cc__pair_complete(group, op, CC_PEER_LOST,
-                          any ? "no other member is left" : "the peer of that rank was lost");
+        char why[CC_MESSAGE_MAX] = "no other member is left";
+        if (!any) snprintf(why, sizeof why, "the peer of rank %u was lost", request->root);
+        cc__pair_complete(group, op, CC_PEER_LOST, why);
         return CC_OK;
     }
     return request->kind == CC_SEND ? post_send(group, pair, op) : post_receive(group, pair, op);

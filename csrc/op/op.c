@@ -21,6 +21,17 @@ static bool keep_counts(cc__op *op) {
     return true;
 }
 
+/* Votes alone end a barrier once all survivors have called it. One that is for all ranks or none has
+ * to hear of each, so a byte goes round. */
+static void send_a_byte(cc__op *op) {
+    op->request.kind = CC_ALL_REDUCE;
+    op->request.dtype = CC_UINT8;
+    op->request.op = CC_BOR;
+    op->request.count = 1;
+    op->request.in = op->request.out = &op->byte;
+    op->request.flags |= CC_PRESERVE;
+}
+
 cc__op *cc__op_new(const cc_request *request, cc__pack *pack, uint32_t group, uint64_t sequence) {
     cc__op *op = calloc(1, sizeof *op);
     if (op == NULL) return NULL;
@@ -33,13 +44,16 @@ cc__op *cc__op_new(const cc_request *request, cc__pack *pack, uint32_t group, ui
         op->pack = *pack;
         *pack = (cc__pack){0};
     }
-    op->signature = cc__request_signature(request);
+    bool all_are_heard = request->kind == CC_BARRIER && (request->flags & CC_WHOLE);
+    if (all_are_heard) send_a_byte(op);
+    op->signature = cc__request_signature(&op->request);
+    if (all_are_heard) op->signature.flags |= CC__BYTE_BARRIER;
     op->group = group;
     op->sequence = sequence;
     op->deadline_ns = CC__NEVER;
     op->references = 2;
-    op->element_bytes = (uint32_t)cc_dtype_bytes(request->dtype);
-    op->bytes = cc__request_total(request, false) * op->element_bytes;
+    op->element_bytes = (uint32_t)cc_dtype_bytes(op->request.dtype);
+    op->bytes = cc__request_total(&op->request, false) * op->element_bytes;
     op->info = (cc_info){.status = CC_PENDING, .sequence = sequence, .attempts = 1};
     return op;
 }

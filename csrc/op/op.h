@@ -44,6 +44,7 @@ struct cc_work {
     cc_request request;
     uint64_t *counts; /* what the request's counts point to */
     uint64_t bytes;   /* of all its blocks */
+    uint8_t byte;     /* what a barrier sends that has to hear of all */
     cc__pack pack;
     cc__signature signature;
     uint32_t group;

@@ -204,8 +204,9 @@ void cc__signature_text(const cc__signature *signature, char *out, size_t size) 
         append(&out, end, "an unknown operation");
         return;
     }
-    int shows = KINDS[signature->kind].shows;
-    append(&out, end, "%s(", KINDS[signature->kind].name);
+    int kind = signature->flags & CC__BYTE_BARRIER ? CC_BARRIER : signature->kind;
+    int shows = KINDS[kind].shows;
+    append(&out, end, "%s(", KINDS[kind].name);
     if (shows & DTYPE) append(&out, end, "%s", NAME(DTYPES, signature->dtype));
     if (shows & OP) append(&out, end, ", op=%s", NAME(OPS, signature->op));
     if (shows & ROOT) append(&out, end, ", root=%u", signature->root);

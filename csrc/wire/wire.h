@@ -31,9 +31,10 @@ typedef enum cc__frame_type {
     CC__RESUMED,   /* that was all: what is missing may be sent again */
 } cc__frame_type;
 
-#define CC__READY_ASKS 1u /* a READY's slot: have you posted it, too? */
-#define CC__FINAL 1u      /* it is not begun again after a failure */
-#define CC__WHOLE 2u      /* no rank may be without a member */
+#define CC__READY_ASKS 1u   /* a READY's slot: have you posted it, too? */
+#define CC__FINAL 1u        /* it is not begun again after a failure */
+#define CC__WHOLE 2u        /* no rank may be without a member */
+#define CC__BYTE_BARRIER 4u /* the all_reduce that a whole barrier is */
 
 /* What an operation is: equal on all members, or the call is an error on all of them. */
 typedef struct cc__signature {
@@ -41,7 +42,7 @@ typedef struct cc__signature {
     uint32_t root; /* a rank */
     uint64_t count;
     uint64_t digest; /* of the counts of uneven blocks; 0: even */
-    uint16_t flags;  /* CC__FINAL, CC__WHOLE */
+    uint16_t flags;  /* CC__FINAL, CC__WHOLE, CC__BYTE_BARRIER */
 } cc__signature;
 
 /* A number that differs where signatures differ, but for one chance in 2^64. Never 0. */

@@ -15,9 +15,11 @@ from cluster import Cluster, Peer, Worker, results
 import collectives.torch
 
 
-def come(worker: Worker, url: str) -> str:
+def come(worker: Worker, url: str | None) -> str:
     """A call: makes a group without members, and returns its handle."""
-    os.environ["COLLECTIVES_COORDINATOR"] = url
+    os.environ.pop("COLLECTIVES_COORDINATOR", None)
+    if url is not None:
+        os.environ["COLLECTIVES_COORDINATOR"] = url
     torch.set_num_threads(1)
     worker.kept["group"] = collectives.torch.reconfigurable(timedelta(seconds=20))
     return collectives.torch.get_reconfigure_handle(worker.kept["group"])
@@ -44,13 +46,17 @@ def add_up(worker: Worker) -> float:
 class Movers(Cluster):
     """Processes with a group each, none of which has members yet.
 
+    Args:
+        own_coordinator: the first one of each group starts one, as it does for users; else one in
+            this process is used.
+
     Attributes:
         handles: by process.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *, own_coordinator: bool = False) -> None:
         super().__init__(0)
-        self._count = count
+        self._count, self._own = count, own_coordinator
         self.handles: dict[Peer, str] = {}
 
     def __enter__(self) -> Movers:
@@ -64,7 +70,8 @@ class Movers(Cluster):
 
     def invite(self, count: int) -> list[Peer]:
         new = self.add(count)
-        self.handles.update(zip(new, self.each(come, self.url, peers=new), strict=True))
+        url = None if self._own else self.url
+        self.handles.update(zip(new, self.each(come, url, peers=new), strict=True))
         return new
 
     def of(self, peers: Iterable[Peer]) -> list[str]:

@@ -6,8 +6,11 @@ is initialised in it already. Whoever is killed is killed for real.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import tempfile
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,11 +18,14 @@ from typing import Any
 import cluster
 from cluster import Cluster, Worker
 
-# Importing torch takes seconds, and so does what DDP and optimizers import: once is enough.
+from collectives.config import parse_url
+
+# Importing torch takes seconds, and so does what models and optimizers import: once is enough.
 cluster._context.set_forkserver_preload(
     [
         *("numpy", "zmq", "msgpack", "pytest"),
         *("torch", "torch.distributed", "torch._dynamo", "collectives.torch"),
+        *("torch.distributed.fsdp", "torch.distributed.tensor", "torch.distributed.checkpoint"),
     ]
 )
 
@@ -37,6 +43,22 @@ def initialise(
     torch.set_num_threads(1)
     settings = {"backend": "collectives", "timeout": timedelta(seconds=30), **options}
     dist.init_process_group(init_method=f"file://{store}", rank=rank, world_size=size, **settings)
+
+
+def has_ended(url: str, limit: float = 15.0) -> bool:
+    """Whether nobody listens there any more, within the limit."""
+    deadline = time.monotonic() + limit
+    while time.monotonic() < deadline:
+        if not is_up(url):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def is_up(url: str) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(parse_url(url), 5):
+        return True
+    return False
 
 
 class Ranks(Cluster):

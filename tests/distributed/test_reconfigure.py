@@ -17,9 +17,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import torch.distributed as dist  # noqa: E402
-from cluster import Worker, outcomes  # noqa: E402
+from cluster import Worker, outcomes, results  # noqa: E402
 from movers import Movers, add_up, move  # noqa: E402
-from ranks import Ranks  # noqa: E402
+from ranks import Ranks, has_ended, is_up  # noqa: E402
 from torch._C._distributed_c10d import ErrorType  # noqa: E402
 from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 
@@ -36,12 +36,12 @@ def test_a_list_orders_ranks() -> None:
         movers.unite(2, c, a, b)
 
 
-def test_a_set_is_the_same_order_for_all() -> None:
-    with Movers(3) as movers:
-        calls = movers.start(move, 1, set(movers.handles.values()))
-        ranks = [call.result() for call in calls]
-        assert sorted(ranks) == [(0, 3), (1, 3), (2, 3)]
-        assert movers.each(add_up) == [111.0] * 3
+def test_a_set_is_sorted() -> None:
+    with Movers(4) as movers:
+        handles = list(movers.handles.values())
+        ranks = results(movers.start(move, 1, set(handles)))
+        assert ranks == [(sorted(handles).index(handle), 4) for handle in handles]
+        assert movers.each(add_up) == [1111.0] * 4
 
 
 def test_shrink_and_grow() -> None:
@@ -106,6 +106,47 @@ def test_an_abort_can_be_recovered_from() -> None:
         movers.unite(2, a, b)
 
 
+def url_of(worker: Worker) -> str:
+    return str(worker.kept["group"].communicator._agent._url)
+
+
+def test_each_group_has_a_coordinator_that_ends_with_it() -> None:
+    """Where none is named."""
+    with Movers(3, own_coordinator=True) as movers:
+        a, b, c = movers.peers
+        movers.unite(1, a, b, c)
+        first = a.call(url_of)
+        a.kill()
+        movers.unite(2, b, c)
+        second = b.call(url_of)
+        assert second != first and is_up(second)
+        assert has_ended(first)
+        movers.each(abort, peers=[b, c])
+        assert has_ended(second)
+
+
+def configure(worker: Worker, address: str, *arguments: Any) -> tuple[int, int]:
+    group = worker.kept["group"]
+    assert group.configure(address, *arguments) is None
+    return group.rank(), group.size()
+
+
+def test_configure_is_the_same_with_a_store_of_others() -> None:
+    """As torchft up to 0.2 calls it, by position."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    with Movers(3) as movers:
+        for generation, order in enumerate(([0, 1, 2], [2, 0])):
+            peers, size = [movers.peers[at] for at in order], len(order)
+            address = f"localhost:{store.port}/torchft/{generation}/0"
+            calls = [
+                peer.start(configure, address, f"replica {rank}", rank, size, generation, 0, 1, [])
+                for rank, peer in enumerate(peers)
+            ]
+            assert results(calls) == [(rank, size) for rank in range(size)]
+            assert movers.each(add_up, peers=peers) == [(10.0**size - 1) / 9] * size
+        assert store.num_keys() == 0  # a run may have thousands of generations
+
+
 # ---- what goes wrong -----------------------------------------------------------------------------
 
 
@@ -141,6 +182,18 @@ def test_a_peer_that_dies_on_the_way() -> None:
         a.reap()
         assert isinstance(calls[1].outcome(limit=10), (cc.ConnectError, cc.TimedOut))
         movers.unite(2, b, c)
+
+
+def test_peers_with_different_lists_do_not_meet() -> None:
+    with Movers(3) as movers:
+        a, b, c = movers.peers
+        calls = [
+            a.start(move, 1, movers.of([a, b]), 1.0),
+            b.start(move, 1, movers.of([a, b, c]), 1.0),
+        ]
+        for outcome in outcomes(calls, limit=10):
+            assert isinstance(outcome, cc.TimedOut)
+        movers.unite(2, a, b, c)
 
 
 def test_handles_that_cannot_be() -> None:

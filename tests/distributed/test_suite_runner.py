@@ -89,6 +89,7 @@ def test_each_kind_is_told_apart_and_no_process_is_left(runner: Runner) -> None:
 def test_what_must_pass_and_does_not_is_named(runner: Runner) -> None:
     runner.record("own", {**VERDICTS, "test_fails": "passed", "test_skips": "passed"})
     output = runner.run(1, "--backend", "own")
+    assert "==== test_fails" in output and "what it printed" in output
     assert "FAULT: test_fails must pass, but failed: AssertionError: one is not two" in output
     assert "FAULT: test_skips must pass, but skipped: not today" in output
     assert "2 faults" in output
@@ -124,7 +125,7 @@ def test_a_record_is_what_the_next_run_is_compared_with(runner: Runner) -> None:
 
 
 def test_without_a_record_the_run_fails(runner: Runner) -> None:
-    assert "own-2.txt" in runner.run(1, "--backend", "own")
+    assert "own-2.txt to compare with" in runner.run(1, "--backend", "own")
 
 
 def test_a_part_of_the_suite_is_compared_with_nothing(runner: Runner) -> None:

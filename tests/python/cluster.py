@@ -167,10 +167,15 @@ class Call:
 
 
 class Peer:
-    """One process. Calls to it run one after the other."""
+    """One process. Calls to it run one after the other.
+
+    Attributes:
+        noted_at: when it told what `wait_note` returned last, by the clock of this machine.
+    """
 
     def __init__(self, index: int) -> None:
         self.index = index
+        self.noted_at = 0.0
         self.notes: list[tuple[Any, float]] = []
         self._calls: list[Call] = []
         self._pipe, theirs = _context.Pipe()
@@ -218,7 +223,8 @@ class Peer:
                 self.show_where_it_hangs()
                 raise NoAnswer(f"{self} told nothing in {limit:g} s")
             self.pump(left)
-        return self.notes.pop(0)[0]
+        note, self.noted_at = self.notes.pop(0)
+        return note
 
     def signal(self, number: int) -> float:
         """Sends a signal to it alone; returns when."""

@@ -5,7 +5,7 @@ Method: short plays, as in test_coordinator_core. Both were found by a fleet (do
 
 from __future__ import annotations
 
-from coordinator_stage import BOUNDARY, TIMEOUTS, Stage, ranks
+from coordinator_stage import BOUNDARY, TIMEOUTS, Stage, names, ranks
 
 from collectives import messages as m
 
@@ -44,3 +44,26 @@ def test_members_that_die_after_a_joiner_has_reached_them_are_found_out() -> Non
     record = stage.record("c")
     assert ranks(record) == {"c": 0, "d": 1}
     assert record.cause is m.Cause.FORMED
+
+
+def test_who_wants_an_existing_group_is_refused_where_there_is_none() -> None:
+    stage = Stage(2)
+    stage.join("c", existing=True)
+    assert "no members" in stage.only("c", m.Refused).reason
+    stage.form("ab")
+    stage.join("c", existing=True)
+    assert names(stage.welcomes["c"][-1]) == "ab"
+
+
+def test_who_waits_for_an_existing_group_is_refused_when_its_last_member_goes() -> None:
+    """Another one, who would form it anew, stays."""
+    stage = Stage(2)
+    stage.form("ab")
+    stage.join("c", existing=True)
+    stage.join("d")
+    stage.say("a", m.Bye())
+    stage.say("b", m.Bye())
+    assert "no members any more" in stage.only("c", m.Refused).reason
+    stage.join("e")
+    stage.rehearse("d", "e")
+    assert ranks(stage.record("d")) == {"d": 0, "e": 1}

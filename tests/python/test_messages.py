@@ -113,6 +113,7 @@ NEVER: dict[str, list[Any]] = {
     "latency_ns": [-1, None, "1", 1.0, True],
     "bytes_per_s": [-1, None, "1", 1.0, True],
     "ok": [0, 1, None, "yes"],
+    "existing": [0, 1, None, "yes"],
     "peer": [b"x" * 15, "x" * 16, None],
     "of": [b"", b"x" * 15, b"x" * 17, "x" * 16, None],
     "reason": [None, b"r", "x" * 1025],

@@ -102,16 +102,29 @@ def test_without_retry_the_loss_is_agreed() -> None:
     assert every_death(prepare, 3, SEED, 200) == {"at once", "lost"}
 
 
-@pytest.mark.parametrize("kind", ["all_reduce", "broadcast"])
+@pytest.mark.parametrize("kind", ["all_reduce", "broadcast", "barrier"])
 def test_a_whole_call_is_for_all_ranks_or_none(kind: str) -> None:
     """On all survivors or on none; the next one, posted before or after the death, too."""
 
     def prepare() -> tuple[World, list[Row]]:
         world = formed(SEED, 3)
-        specs = [Spec(kind, 700, whole=True) for _ in range(2)]
+        specs = [Spec(kind, 0 if kind == "barrier" else 700, whole=True) for _ in range(2)]
         return world, [post_all(world, spec) for spec in specs]
 
     assert every_death(prepare, 3, SEED, 200) == {"at once", "lost"}
+
+
+def test_no_whole_barrier_is_passed_by_the_survivors_alone() -> None:
+    """The victim never called it. Without `whole` it is for whoever lives."""
+    for whole in (True, False):
+        with formed(SEED, 3) as world:
+            _, operations = post_all(world, Spec("barrier", 0, whole=whole), world.peers[:2])
+            for _ in range(40):
+                world.step()
+            world.kill(world.peers[2])
+            world.recover()
+            world.finish(operations.values())
+            assert {op.status for op in operations.values()} == {PEER_LOST if whole else OK}
 
 
 @pytest.mark.parametrize("kind", ["all_reduce", "broadcast", "all_gather", "barrier"])

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import case
 import results as r
-from case import FAILED, SKIPPED, Result
+from case import FAILED, PASSED, SKIPPED, Result
 from tree import Tree
 
 RECORDS = Path(__file__).resolve().parent / "records"
@@ -83,7 +83,14 @@ def check(found: Sequence[Result], options: argparse.Namespace) -> int:
     """Compares with the records; the exit status."""
     own = r.record_path(options.records, options.backend, options.ranks)
     base = r.record_path(options.records, r.BASELINE, options.ranks)
+    for path in (own, base):
+        if not path.exists():
+            print(f"FAULT: there is no record {path} to compare with: make one with --record")
+            return 1
     recorded = r.read_record(own)
+    for result in found:
+        if result.output and recorded.get(result.name) == PASSED:
+            print(f"\n==== {result.name}: {result.reason}\n{result.output}")
     for line in r.news(found, recorded):
         print(f"better: {line}")
     faults = r.faults(found, recorded, r.read_record(base))

@@ -56,7 +56,10 @@ class Name(str):
     gate = ""
 
     def __eq__(self, other: object) -> bool:
-        return str.__eq__(self, other) is True or other == self.gate
+        return other in (str(self), self.gate)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
 
     __hash__ = str.__hash__
 
