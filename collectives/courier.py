@@ -287,8 +287,8 @@ class Courier:
             if message.epoch == seat.current.epoch:
                 self._core.seal(message.group, message.epoch)
         else:
-            seat.pending = message.joiners
             self._core.set_pending(message.group, message.joiners)
+            seat.pending = message.joiners  # whoever sees it may call admit, which goes by the core
 
     def _take_epoch(self, message: Epoch) -> None:
         # The first record needs the token, which is in the WELCOME; both are sent again.

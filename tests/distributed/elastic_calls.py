@@ -79,30 +79,32 @@ def train(
     micro: int = 1,
     joins: tuple[int, int] = (-1, 0),
     evaluate: bool = False,
+    idle_after: int = 100,
 ) -> bytes:
     """A call: trains until this step; returns the bits of all that must be equal then.
 
     `deaths`: at a step, the rank of that time and the place: see `_plan`, or "boundary"
     (instead of that before it) or "end" (of the step).
     `joins`: before this step it waits until so many wait to come in. `micro`: batches in a step.
-    `evaluate`: after each step.
+    `evaluate`: after each step. `idle_after`: when no rank uses the layer that not all use; zeros
+    stand for its gradients then.
     """
     kept = worker.kept
     model, run = kept["model"], kept["run"]
     sizes = kept.setdefault("sizes", [])
     while (step := run.state["step"]) < until:
         if step == joins[0]:
-            _wait_for_joiners(worker, joins[1])
+            wait_for_joiners(worker, joins[1])
         rank, place = deaths.get(step, (-1, ""))
         if rank == dist.get_rank() and place == "boundary":
             die()
         kept["change"] = run.boundary() or kept.get("change")
         sizes.append(dist.get_world_size())
         handles = _plan(worker, model, place) if rank == dist.get_rank() else []
-        kept["optimizer"].zero_grad()
+        kept["optimizer"].zero_grad(set_to_none=step < idle_after)
         for part in range(micro):
             inputs, targets = batch(step * micro + part)
-            used = (step + dist.get_rank()) % 2 == 0
+            used = (step + dist.get_rank()) % 2 == 0 and step < idle_after
             with model.no_sync() if part < micro - 1 else nullcontext():
                 loss = torch.nn.functional.cross_entropy(
                     model(inputs, used) if model.module.sometimes else model(inputs), targets
@@ -130,7 +132,7 @@ def _evaluate(model: Any) -> None:
     model.train()
 
 
-def _wait_for_joiners(worker: Worker, count: int) -> None:
+def wait_for_joiners(worker: Worker, count: int) -> None:
     worker.note("they may come")
     while dist.group.WORLD.communicator.pending < count:
         time.sleep(0.002)

@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 
 import torch.distributed as dist  # noqa: E402
 from cluster import Peer, Worker, results  # noqa: E402
-from elastic_calls import KINDS, die, prepare, train  # noqa: E402
+from elastic_calls import KINDS, die, prepare, train, wait_for_joiners  # noqa: E402
 from ranks import Ranks  # noqa: E402
 
 import collectives as cc  # noqa: E402
@@ -78,6 +78,13 @@ def test_two_come_in_at_once_while_gradients_are_accumulated() -> None:
     assert sorted(ranks_now[2:]) == [(2, 4, [4] * 4), (3, 4, [4] * 4)]
 
 
+def test_gradients_that_are_zeros_are_none_to_whoever_comes_in() -> None:
+    """To an optimizer that is not the same; so they become none with all."""
+    with Ranks(2) as ranks:
+        members, joiners = train_with_joiners(ranks, "unused", (4, 1), {}, idle_after=2)
+        assert len(set(results(members + joiners))) == 1
+
+
 @pytest.mark.parametrize("victim", [0, 2])
 def test_one_dies_at_the_boundary_that_another_comes_in_by(victim: int) -> None:
     deaths = {2: (victim, "boundary")}
@@ -129,8 +136,7 @@ def enter(worker: Worker) -> dict[str, Any]:
 
 def admit(worker: Worker) -> int:
     """A call: a boundary, once somebody waits."""
-    while dist.group.WORLD.communicator.pending < 1:
-        pass
+    wait_for_joiners(worker, 1)
     return len(worker.kept["run"].boundary().joined)
 
 

@@ -194,6 +194,16 @@ def formed(n: int) -> tuple[list[Peer], Core, float]:
     return peers, coordinator, run(peers, 3.0, coordinator)
 
 
+def test_a_joiner_is_seen_when_the_core_knows_of_it() -> None:
+    """Who sees `pending` may call admit at once, from another thread; the core goes by its own."""
+    (peer,), _, now = formed(1)
+    seat, seen = peer.courier.root, []
+    peer.core.set_pending = lambda group, joiners: seen.append((joiners, seat.pending))
+    peer.courier.take(m.Pending(seat.group, 1), now)
+    assert seen == [(1, 0)]
+    assert seat.pending == 1
+
+
 def test_who_is_cut_off_from_the_coordinator_alone_goes_on_with_the_others() -> None:
     """Its report is carried by another member, and its core is told of the record by one."""
     (carrier, lonely, dead), coordinator, now = formed(3)
