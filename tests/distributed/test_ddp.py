@@ -174,6 +174,19 @@ def trains_unevenly(worker: Worker) -> None:
     same_everywhere(models.values(model))
 
 
+def trains_both_unevenly(worker: Worker) -> None:
+    """A call: ZeRO's steps are shadowed as well. It ends, and all have the same model; it is not
+    that of one process, with no backend: who has joined steps without the others' gradients."""
+    ddp = parallel(models.perceptron())
+    optimizer = ZeroRedundancyOptimizer(ddp.parameters(), torch.optim.SGD, lr=0.1)
+    with Join([ddp, optimizer]):
+        for step in range(2 * dist.get_rank() + 1):
+            optimizer.zero_grad()
+            ddp(mine(step)).square().mean().backward()
+            optimizer.step()
+    same_everywhere(models.values(ddp))
+
+
 def throws_unevenly(worker: Worker) -> None:
     """A call: with throw_on_early_termination all end at the first one's end."""
     ddp = parallel(models.perceptron())
@@ -188,7 +201,7 @@ def throws_unevenly(worker: Worker) -> None:
     dist.barrier()
 
 
-@pytest.mark.parametrize("call", [trains_unevenly, throws_unevenly])
+@pytest.mark.parametrize("call", [trains_unevenly, trains_both_unevenly, throws_unevenly])
 def test_join(call: Any) -> None:
     with Ranks(3) as ranks:
         ranks.each(call)
@@ -347,6 +360,19 @@ def overlaps_the_optimizer(worker: Worker) -> None:
     same_everywhere(models.values(ddp))
 
 
+def has_buffers(worker: Worker) -> None:
+    """A call: a forward begins with rank 0's buffers on all, whatever the others have seen."""
+    norm, alone = nn.BatchNorm1d(12).double(), nn.BatchNorm1d(12).double()
+    ddp = parallel(nn.Sequential(norm, models.perceptron()))
+    for step in range(3):
+        ddp(mine(step)).square().mean().backward()
+    for step in range(2):
+        alone(models.part(step, 0))
+    alone(mine(2))  # what the last forward has added here
+    for (name, found), expected in zip(norm.named_buffers(), alone.buffers(), strict=True):
+        torch.testing.assert_close(found, expected, msg=name)
+
+
 def synchronises_batches(worker: Worker) -> None:
     """A call: SyncBatchNorm refuses CPU tensors, so its backend's part is in the group."""
     layer = nn.SyncBatchNorm(3)
@@ -378,7 +404,13 @@ def trains_in_debug_mode(worker: Worker) -> None:
 
 @pytest.mark.parametrize(
     "call",
-    [overlaps_the_optimizer, synchronises_batches, is_profiled, trains_in_debug_mode],
+    [
+        overlaps_the_optimizer,
+        has_buffers,
+        synchronises_batches,
+        is_profiled,
+        trains_in_debug_mode,
+    ],
 )
 def test_around(call: Any) -> None:
     with Ranks(2) as ranks:

@@ -33,6 +33,7 @@ from torch.distributed.fsdp import (  # noqa: E402
     FullyShardedDataParallel,
     MixedPrecisionPolicy,
     ShardingStrategy,
+    StateDictType,
     fully_shard,
 )
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy  # noqa: E402
@@ -85,6 +86,51 @@ def trains_fsdp1(worker: Worker, strategy: str) -> None:
 def test_fsdp1(strategy: str) -> None:
     with Ranks(4) as ranks:
         ranks.each(trains_fsdp1, strategy)
+
+
+def saves_fsdp1(worker: Worker) -> None:
+    """A call: whole and sharded state of model and optimizer, out of one model and into another."""
+    size, rank = dist.get_world_size(), dist.get_rank()
+
+    def wrapped() -> Any:
+        policy = ModuleWrapPolicy({Linear})
+        return FullyShardedDataParallel(
+            models.perceptron(), auto_wrap_policy=policy, device_id=torch.device("cpu")
+        )
+
+    model = wrapped()
+    optimizer = models.train(model, mine, adam)
+    expected = models.alone(size, adam)
+    for kind in (StateDictType.FULL_STATE_DICT, StateDictType.SHARDED_STATE_DICT):
+        with FullyShardedDataParallel.state_dict_type(model, kind):
+            state = model.state_dict()
+            moments = FullyShardedDataParallel.optim_state_dict(model, optimizer)
+        other = wrapped()
+        their_optimizer = models.train(other, mine, adam, steps=1)
+        with FullyShardedDataParallel.state_dict_type(other, kind):
+            other.load_state_dict(state)
+            moments = FullyShardedDataParallel.optim_state_dict_to_load(
+                other, their_optimizer, moments
+            )
+            their_optimizer.load_state_dict(moments)
+        with FullyShardedDataParallel.summon_full_params(other):
+            models.check(models.values(other), expected)
+        for one in (model, other):
+            optimizer_of_one = optimizer if one is model else their_optimizer
+            optimizer_of_one.zero_grad()
+            one(models.part(9, rank)).square().mean().backward()
+            optimizer_of_one.step()
+        with (
+            FullyShardedDataParallel.summon_full_params(other),
+            FullyShardedDataParallel.summon_full_params(model),
+        ):
+            expected = models.values(model)
+            models.check(models.values(other), expected)
+
+
+def test_state_of_fsdp1() -> None:
+    with Ranks(3) as ranks:
+        ranks.each(saves_fsdp1)
 
 
 def sharded(mesh: Any = None, **options: Any) -> Any:
