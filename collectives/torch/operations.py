@@ -131,7 +131,8 @@ class Operations(Posting):
         return self._run("reduce", opts, [call], [tensor])
 
     def reduce_scatter(self, outputs: Any, inputs: Any, opts: Any = None) -> Work | None:
-        target, blocks = one(outputs), Blocks([numbers(t) for t in inputs[0]])
+        target = one(outputs)
+        blocks = Blocks([numbers(t) for t in inputs[0]], self._comm.size)
         op, opts = _op_and_options(opts)
         plain, kind, flat = numbers(target), reduction(op), blocks.gather()
 
@@ -186,7 +187,7 @@ class Operations(Posting):
     def _gather_all(
         self, results: list[Tensor], given: Tensor
     ) -> tuple[Callable[..., Any], Callable[[], None]]:
-        blocks, plain = Blocks(results), content(given).reshape(-1)
+        blocks, plain = Blocks(results, self._comm.size), content(given).reshape(-1)
 
         def call(**options: Any) -> Any:
             counts = None if blocks.even else blocks.counts
@@ -233,7 +234,7 @@ class Operations(Posting):
         given, root = one(inputs), opts.rootRank
         plain = content(given).reshape(-1)
         at_root = root == self._comm.rank
-        blocks = Blocks(outputs[0]) if at_root else None
+        blocks = Blocks(outputs[0], self._comm.size, plain.numel()) if at_root else None
 
         def call(**options: Any) -> Any:
             out = None if blocks is None else blocks.flat
@@ -247,7 +248,8 @@ class Operations(Posting):
         plain = content(target)
         x = None
         if root == self._comm.rank:
-            x = Blocks(inputs[0]).gather().view(len(inputs[0]), -1)
+            size = self._comm.size
+            x = Blocks(inputs[0], size, plain.numel()).gather().view(size, -1)
 
         def call(**options: Any) -> Any:
             return self._comm.scatter(x, root, out=plain, **options)
@@ -255,7 +257,8 @@ class Operations(Posting):
         return self._run("scatter", opts, [call], [target])
 
     def alltoall(self, outputs: list[Tensor], inputs: list[Tensor], opts: Any = None) -> Any:
-        received, sent = Blocks(outputs), Blocks(inputs)
+        size = self._comm.size
+        received, sent = Blocks(outputs, size), Blocks(inputs, size)
         flat = sent.gather()
 
         def call(**options: Any) -> Any:
