@@ -54,7 +54,7 @@ def a_step_with_a_death(worker: Worker, victim: int, layer: int, view: bool) -> 
 
     def last_words(_: Any) -> None:
         if run.state["step"] == 2:
-            for work in list(dist.group.WORLD._open):
+            for work in list(dist.group.WORLD.communicator._open):
                 work.wait()
             die()
 
