@@ -230,3 +230,15 @@ def test_a_state_of_every_kind_of_tensor() -> None:
     assert torch.equal(found.pop("sparse").to_dense(), given.pop("sparse").to_dense())
     for name, theirs in given.items():
         assert torch.equal(found[name], theirs), name
+
+
+def test_a_tensor_that_comes_twice_is_one() -> None:
+    one, other = torch.arange(3.0), torch.ones(2, requires_grad=True)
+    frame, sent = transfer.pack({"a": one, "b": [one, other], "c": torch.nn.Parameter(other)})
+    assert len(sent) == 3
+    found, empty = transfer.unpack(frame)
+    for target, source in zip(empty, sent, strict=True):
+        target.copy_(source)
+    assert found["a"] is found["b"][0] and torch.equal(found["a"], one)
+    assert found["b"][1].requires_grad and torch.equal(found["b"][1], other)
+    assert torch.equal(found["c"], other)
