@@ -52,7 +52,11 @@ class Run:
         group._use(run.connect("joiner", group._timeout, existing=True))
         alone.close()
         comm = group.communicator
-        self._share(None)
+        try:
+            self._share(None)
+        except BaseException:
+            comm.close()  # the others need not wait for who does not train with them
+            raise
         self._entered = cc.Change(comm.epoch, (comm.members[comm.rank],), ())
 
     def boundary(self, timeout: float | None = None) -> cc.Change:
@@ -93,10 +97,17 @@ class Run:
             replica.renew()
 
     def _pack(self) -> Any:
-        return [part.state_dict() for part in self._parts], self.state
+        return self._kinds(), [part.state_dict() for part in self._parts], self.state
+
+    def _kinds(self) -> list[str]:
+        return [type(part).__name__ for part in self._parts]
 
     def _unpack(self, received: Any) -> None:
-        parts, state = received
+        kinds, parts, state = received
+        if kinds != self._kinds():
+            raise ValueError(
+                f"elastic was called with {self._kinds()} here, and with {kinds} in the run to join"
+            )
         for part, its_state in zip(self._parts, parts, strict=True):
             part.load_state_dict(its_state)
         self.state.clear()
@@ -116,7 +127,8 @@ def elastic(*parts: Any, state: dict[str, Any] | None = None) -> Run:
 
     Raises:
         TypeError: the default group is not one of this library, or a part has no state.
-        ValueError: a DDP model is of another group, or has a communication hook of its own.
+        ValueError: a DDP model is of another group, or has a communication hook of its own; or the
+            run to join has other parts.
         RuntimeError: the group is elastic already.
         CollectivesError: this process was to join a run, and could not.
     """
