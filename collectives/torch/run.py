@@ -30,6 +30,9 @@ from collectives.torch.rendezvous import Address
 from collectives.torch.replicas import Replica
 from collectives.torch.state import share
 
+# By name: to import them takes seconds.
+_SHARDED = {"FullyShardedDataParallel", "FSDPModule", "DTensor", "ZeroRedundancyOptimizer"}
+
 
 class Run:
     """An elastic run; made by `elastic`.
@@ -127,8 +130,8 @@ def elastic(*parts: Any, state: dict[str, Any] | None = None) -> Run:
 
     Raises:
         TypeError: the default group is not one of this library, or a part has no state.
-        ValueError: a DDP model is of another group, or has a communication hook of its own; or the
-            run to join has other parts.
+        ValueError: a DDP model is of another group, or has a communication hook of its own; a part
+            is sharded; or the run to join has other parts.
         RuntimeError: the group is elastic already.
         CollectivesError: this process was to join a run, and could not.
     """
@@ -144,9 +147,21 @@ def elastic(*parts: Any, state: dict[str, Any] | None = None) -> Run:
             raise TypeError(
                 f"a {type(part).__name__} has no state_dict and load_state_dict: put it into state="
             )
+        if _is_sharded(part):
+            raise ValueError(
+                f"this {type(part).__name__} is sharded, so what a dead rank has of it is lost: it "
+                "cannot be elastic; use checkpoints"
+            )
     return Run(group, parts, {} if state is None else state)
 
 
 def _ddp_models(parts: tuple[Any, ...]) -> list[DistributedDataParallel]:
     modules = [m for part in parts if isinstance(part, torch.nn.Module) for m in part.modules()]
     return [m for m in dict.fromkeys(modules) if isinstance(m, DistributedDataParallel)]
+
+
+def _is_sharded(part: Any) -> bool:
+    things = [part]
+    if isinstance(part, torch.nn.Module):
+        things += [*part.modules(), *part.parameters()]
+    return any(kind.__name__ in _SHARDED for thing in things for kind in type(thing).__mro__)
