@@ -240,8 +240,7 @@ class Operations(Posting):
         given, root = one(inputs), opts.rootRank
         plain = content(given).reshape(-1)
         at_root = root == self._comm.rank
-        blocks = Blocks(outputs[0], self._comm.size) if at_root else None
-        _check_even("gather", blocks)
+        blocks = Blocks(outputs[0], self._comm.size, plain.numel()) if at_root else None
 
         def call(**options: Any) -> Any:
             out = None if blocks is None else blocks.flat
@@ -255,9 +254,8 @@ class Operations(Posting):
         plain = content(target)
         x = None
         if root == self._comm.rank:
-            blocks = Blocks(inputs[0], self._comm.size)
-            _check_even("scatter", blocks)
-            x = _rows(blocks.gather(), self._comm.size)
+            size = self._comm.size
+            x = _rows(Blocks(inputs[0], size, plain.numel()).gather(), size)
 
         def call(**options: Any) -> Any:
             return self._comm.scatter(x, root, out=plain, **options)
@@ -349,12 +347,6 @@ def _rows(tensor: Tensor, size: int) -> Tensor:
         shape = tuple(tensor.shape)
         raise ValueError(f"a tensor of shape {shape} cannot be split evenly among {size} ranks")
     return tensor.reshape(size, tensor.numel() // size)
-
-
-def _check_even(name: str, blocks: Blocks | None) -> None:
-    """Only the root knows what its list has, so others cannot have it otherwise."""
-    if blocks is not None and not blocks.even:
-        raise ValueError(f"{name} takes tensors of one size, not of {blocks.counts} elements")
 
 
 def _elements(tensor: Tensor, splits: Sequence[int], size: int) -> list[int]:

@@ -315,8 +315,8 @@ def root_refuses(worker: Worker) -> None:
     x = torch.ones(2)
     if rank == 0:
         for words, call in [
-            ("one size", lambda: dist.scatter(x, uneven, src=0)),
-            ("one size", lambda: dist.gather(x, uneven, dst=0)),
+            ("each tensor of the list must have", lambda: dist.scatter(x, uneven, src=0)),
+            ("each tensor of the list must have", lambda: dist.gather(x, uneven, dst=0)),
             ("each of 3 ranks", lambda: dist.scatter(x, uneven[:1] * 2, src=0)),
             ("each of 3 ranks", lambda: dist.gather(x, [torch.ones(3), torch.ones(3)], dst=0)),
             ("elements", lambda: dist.scatter(x, [torch.ones(3)] * SIZE, src=0)),
