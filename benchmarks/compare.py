@@ -38,7 +38,7 @@ import environments
 import numpy as np
 import report
 from environments import LIBRARIES, Absent, Environment
-from ranks import START_S, Failed, Message, Ranks
+from bench_ranks import START_S, Failed, Message, Ranks
 
 from collectives.cli import _launch, bench, bench_trial
 from collectives.cli.progress import Progress
