@@ -110,6 +110,30 @@ def test_gradients_are_the_average_of_those_that_contributed(victim: int, view: 
         assert one["ranks"] == [0, 1, 2]
 
 
+def gathers_before_the_boundary(worker: Worker) -> None:
+    """A call: what is gathered when a rank has died, and the ranks have not closed up."""
+    run = ct.elastic(state={})
+    dist.barrier()
+    if dist.get_rank() == 1:
+        die()
+    mine = torch.tensor([dist.get_rank() + 1.0])
+    rows = [torch.full((1,), 9.0) for _ in range(3)]
+    dist.all_gather(rows, mine)
+    assert [row.item() for row in rows] == [1, 0, 3]
+    with pytest.raises(EOFError):
+        dist.all_gather_object([None] * 3, "mine")
+    run.boundary()
+    both: list[Any] = [None] * 2
+    dist.all_gather_object(both, dist.get_rank())
+    assert both == [0, 1]
+
+
+def test_what_is_gathered_of_the_dead() -> None:
+    with Ranks(3) as ranks:
+        calls = ranks.start(gathers_before_the_boundary)
+        results([calls[0], calls[2]])
+
+
 # ---- training ------------------------------------------------------------------------------------
 
 
