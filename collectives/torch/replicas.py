@@ -33,12 +33,22 @@ class Replica:
 
     def __init__(self, model: DistributedDataParallel, group: ProcessGroup) -> None:
         _check(model, group)
-        self._model, self._group = model, group
-        model.register_comm_hook(group, average)
+        self._model = model
+        self._register_average()
         if not hasattr(model, "buffer_hook"):
             where = torch.nn.parallel.distributed._BufferCommHookLocation.PRE_FORWARD
             model._register_buffer_comm_hook(self, Replica._spread_buffers, where)
         model.register_forward_pre_hook(self._before_forward)
+
+    @property
+    def _group(self) -> ProcessGroup:  # not kept here: the model can be copied, a group cannot
+        return self._model.process_group
+
+    def _register_average(self) -> None:
+        hooks = self._model._comm_hooks
+        hooks.clear()
+        self._model.register_comm_hook(self._group, average)
+        hooks[:] = [(average, None)]  # of which copies of the model have copies
 
     def _spread_buffers(self, buffers: dict[str, torch.Tensor]) -> None:
         """The lowest rank that lives gives its buffers to all. Which one that is shows in what
@@ -69,8 +79,7 @@ class Replica:
         parameters, sparse = model._build_params_for_reducer()
         names = model._build_debug_param_to_name_mapping(parameters)
         model._ddp_init_helper(parameters, sparse, names, model.static_graph)
-        model._comm_hooks.clear()
-        model.register_comm_hook(self._group, average)
+        self._register_average()
         model._has_rebuilt_buckets = False
         model.require_forward_param_sync = True
         if model.static_graph:

@@ -9,6 +9,8 @@ their bits.
 
 from __future__ import annotations
 
+import io
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ torch = pytest.importorskip("torch")
 
 import torch.distributed as dist  # noqa: E402
 from cluster import Worker, results  # noqa: E402
-from elastic_calls import KINDS, Net, die, prepare, train, train_through  # noqa: E402
+from elastic_calls import KINDS, Net, bits, die, prepare, train, train_through  # noqa: E402
 from ranks import Ranks  # noqa: E402
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard  # noqa: E402
 from torch.nn.parallel import DistributedDataParallel  # noqa: E402
@@ -110,6 +112,30 @@ def test_gradients_are_the_average_of_those_that_contributed(victim: int, view: 
         assert one["ranks"] == [0, 1, 2]
 
 
+def gathers_before_the_boundary(worker: Worker) -> None:
+    """A call: what is gathered when a rank has died, and the ranks have not closed up."""
+    run = ct.elastic(state={})
+    dist.barrier()
+    if dist.get_rank() == 1:
+        die()
+    mine = torch.tensor([dist.get_rank() + 1.0])
+    rows = [torch.full((1,), 9.0) for _ in range(3)]
+    dist.all_gather(rows, mine)
+    assert [row.item() for row in rows] == [1, 0, 3]
+    with pytest.raises(EOFError):
+        dist.all_gather_object([None] * 3, "mine")
+    run.boundary()
+    both: list[Any] = [None] * 2
+    dist.all_gather_object(both, dist.get_rank())
+    assert both == [0, 1]
+
+
+def test_what_is_gathered_of_the_dead() -> None:
+    with Ranks(3) as ranks:
+        calls = ranks.start(gathers_before_the_boundary)
+        results([calls[0], calls[2]])
+
+
 # ---- training ------------------------------------------------------------------------------------
 
 
@@ -180,6 +206,25 @@ def test_the_size_follows_at_the_next_boundary() -> None:
         ranks.each(prepare, {})
         train_through(ranks, {2: (0, "last.bias"), 4: (0, "first.weight")})
         assert ranks.peers[2].call(sizes) == [3, 3, 3, 2, 2, 1, 1, 1]
+
+
+def copies(worker: Worker) -> None:
+    """A call: a model is copied and saved, as others are, and the copy gives the same."""
+    prepare(worker, {"norm": True})
+    model, file = worker.kept["model"], io.BytesIO()
+    train(worker, 2, {})
+    torch.save(model, file)
+    file.seek(0)
+    for copy in (deepcopy(model), torch.load(file, weights_only=False)):
+        assert bits(copy) == bits(model)
+        x = torch.ones(4, 6)
+        assert torch.equal(copy(x), deepcopy(model)(x))
+    train(worker, 4, {})
+
+
+def test_models_can_be_copied() -> None:
+    with Ranks(2) as ranks:
+        ranks.each(copies)
 
 
 # ---- misuse --------------------------------------------------------------------------------------
