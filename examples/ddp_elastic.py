@@ -93,7 +93,7 @@ def tell(what: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--victim", type=int, help="the rank that kills itself")
     parser.add_argument("--at", type=int, default=10, help="the step in which it does")
     parser.add_argument("--wait-for-victim", action="store_true", help="halfway, until it is back")

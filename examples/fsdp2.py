@@ -16,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 
 import collectives.torch
 
-STEPS, WIDTH, LENGTH = 40, 64, 48
+STEPS, WIDTH, LENGTH = 30, 64, 48
 
 
 class Transformer(torch.nn.Module):
