@@ -62,7 +62,7 @@ def save_and_load(folder: Path) -> None:
     background = dist.new_group()  # what runs in the background has an order of its own
     pair = make(init_device_mesh("cpu", (dist.get_world_size(),)), seed=0)
     train(pair, 3)
-    expected = {"waited": copy.deepcopy(state(pair, full=True))}
+    expected = {"waited": copy.deepcopy(state(pair, full=True))}  # training changes some in place
     dcp.save(state(pair), checkpoint_id=folder / "waited")
     train(pair, 3)
     expected["behind"] = copy.deepcopy(state(pair, full=True))
