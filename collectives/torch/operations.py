@@ -36,10 +36,13 @@ _OPS = {
 _PRESERVE_BYTES = 1 << 20
 
 
-def reduction(op: Any) -> str | cc.Premul:
-    """A ReduceOp as `Communicator.all_reduce` has it. Raises TypeError."""
+def reduction(op: Any, *tensors: Tensor) -> str | cc.Premul:
+    """A ReduceOp as `Communicator.all_reduce` has it. Raises TypeError, also if these tensors
+    cannot be reduced by it: `numbers` has complex ones as pairs, which can be added up alone."""
     kind = getattr(op, "op", op)
     if (name := _OPS.get(kind)) is not None:
+        if name not in ("sum", "avg") and any(tensor.is_complex() for tensor in tensors):
+            raise TypeError(f"complex tensors can be summed and averaged, not reduced by {op}")
         return name
     if kind == ReduceOp.PREMUL_SUM:
         factor = op.__getstate__()[1]
@@ -60,7 +63,7 @@ class Operations(Posting):
     # ---- reductions ------------------------------------------------------------------------------
 
     def _reduce_in_place(self, tensor: Tensor, op: Any) -> Callable[..., Any]:
-        x, kind = numbers(tensor), reduction(op)
+        x, kind = numbers(tensor), reduction(op, tensor)
         preserve = self._preserve(x)
         return lambda **options: self._comm.all_reduce(
             x, op=kind, out=x, preserve=preserve, **options
@@ -105,7 +108,7 @@ class Operations(Posting):
 
     def allreduce_coalesced(self, tensors: list[Tensor], opts: Any = None) -> Work | None:
         op, opts = _op_and_options(opts)
-        plain, kind = [numbers(tensor) for tensor in tensors], reduction(op)
+        plain, kind = [numbers(tensor) for tensor in tensors], reduction(op, *tensors)
         by_dtype: dict[Any, list[Tensor]] = {}
         for tensor in plain:
             by_dtype.setdefault(tensor.dtype, []).append(tensor)
@@ -116,12 +119,15 @@ class Operations(Posting):
                 same, op=kind, out=same, preserve=preserve, **options
             )
 
-        calls = [call(same) for same in by_dtype.values()]
+        if isinstance(kind, cc.Premul):  # the core has that for one tensor alone
+            calls = [self._reduce_in_place(tensor, op) for tensor in tensors]
+        else:
+            calls = [call(same) for same in by_dtype.values()]
         return self._run("all_reduce", opts, calls, list(tensors))
 
     def reduce(self, tensors: Any, opts: Any = None) -> Work | None:
         tensor = one(tensors)
-        plain, kind, root = numbers(tensor), reduction(opts.reduceOp), opts.rootRank
+        plain, kind, root = numbers(tensor), reduction(opts.reduceOp, tensor), opts.rootRank
         out = plain if root == self._comm.rank else None
         preserve = self._preserve(plain)
 
@@ -131,22 +137,23 @@ class Operations(Posting):
         return self._run("reduce", opts, [call], [tensor])
 
     def reduce_scatter(self, outputs: Any, inputs: Any, opts: Any = None) -> Work | None:
-        target, blocks = one(outputs), Blocks([numbers(t) for t in inputs[0]])
+        size = self._comm.size
+        target, blocks = one(outputs), Blocks([numbers(t) for t in inputs[0]], size)
         op, opts = _op_and_options(opts)
-        plain, kind, flat = numbers(target), reduction(op), blocks.gather()
+        plain, kind, counts = numbers(target), reduction(op, target), blocks.counts
+        flat = blocks.gather()
 
         def call(**options: Any) -> Any:
             if blocks.even:
-                x = flat.view(len(blocks.counts), -1)
+                x = _rows(flat, size)
                 return self._comm.reduce_scatter(x, op=kind, out=plain, **options)
-            counts = blocks.counts
             return self._comm.reduce_scatter(flat, op=kind, counts=counts, out=plain, **options)
 
         return self._run("reduce_scatter", opts, [call], [target])
 
     def _scatter_reduced(self, output: Tensor, given: Tensor, op: Any) -> Callable[..., Any]:
-        plain, kind = numbers(output), reduction(op)
-        x = numbers(given).reshape(self._comm.size, -1)
+        plain, kind = numbers(output), reduction(op, output)
+        x = _rows(numbers(given), self._comm.size)
         return lambda **options: self._comm.reduce_scatter(x, op=kind, out=plain, **options)
 
     def reduce_scatter_single(self, output: Tensor, given: Tensor, opts: Any = None) -> Work | None:
@@ -186,7 +193,7 @@ class Operations(Posting):
     def _gather_all(
         self, results: list[Tensor], given: Tensor
     ) -> tuple[Callable[..., Any], Callable[[], None]]:
-        blocks, plain = Blocks(results), content(given).reshape(-1)
+        blocks, plain = Blocks(results, self._comm.size), content(given).reshape(-1)
 
         def call(**options: Any) -> Any:
             counts = None if blocks.even else blocks.counts
@@ -233,7 +240,7 @@ class Operations(Posting):
         given, root = one(inputs), opts.rootRank
         plain = content(given).reshape(-1)
         at_root = root == self._comm.rank
-        blocks = Blocks(outputs[0]) if at_root else None
+        blocks = Blocks(outputs[0], self._comm.size, plain.numel()) if at_root else None
 
         def call(**options: Any) -> Any:
             out = None if blocks is None else blocks.flat
@@ -247,7 +254,8 @@ class Operations(Posting):
         plain = content(target)
         x = None
         if root == self._comm.rank:
-            x = Blocks(inputs[0]).gather().view(len(inputs[0]), -1)
+            size = self._comm.size
+            x = _rows(Blocks(inputs[0], size, plain.numel()).gather(), size)
 
         def call(**options: Any) -> Any:
             return self._comm.scatter(x, root, out=plain, **options)
@@ -255,7 +263,8 @@ class Operations(Posting):
         return self._run("scatter", opts, [call], [target])
 
     def alltoall(self, outputs: list[Tensor], inputs: list[Tensor], opts: Any = None) -> Any:
-        received, sent = Blocks(outputs), Blocks(inputs)
+        size = self._comm.size
+        received, sent = Blocks(outputs, size), Blocks(inputs, size)
         flat = sent.gather()
 
         def call(**options: Any) -> Any:
@@ -332,14 +341,18 @@ def _op_and_options(opts: Any) -> tuple[Any, Any]:
     return opts, None
 
 
+def _rows(tensor: Tensor, size: int) -> Tensor:
+    """A row for each of so many ranks."""
+    if tensor.numel() % size:
+        shape = tuple(tensor.shape)
+        raise ValueError(f"a tensor of shape {shape} cannot be split evenly among {size} ranks")
+    return tensor.reshape(size, tensor.numel() // size)
+
+
 def _elements(tensor: Tensor, splits: Sequence[int], size: int) -> list[int]:
     """How many elements go to each rank, or come from it. Splits are of the first axis."""
     if not len(splits):
-        if tensor.numel() % size:
-            raise ValueError(
-                f"a tensor of shape {tuple(tensor.shape)} cannot be split evenly among {size} ranks"
-            )
-        return [tensor.numel() // size] * size
+        return [_rows(tensor, size).shape[1]] * size
     rows = tensor.shape[0] if tensor.dim() else 1
     if len(splits) != size or sum(splits) != rows:
         raise ValueError(

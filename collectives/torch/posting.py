@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -17,6 +18,7 @@ from collectives.torch.work import Work
 
 _ZERO = timedelta(0)
 _OPEN_MAX = 60  # operations at a time; the core takes 64 in a lane
+_KEPT_MAX = 64
 _nothing = nullcontext()
 profiling = torch._C._autograd._profiler_enabled
 
@@ -38,9 +40,14 @@ class Posting:
 
     def __init__(self) -> None:
         self._sequence = 0
-        self._open: deque[cc.Work] = deque()  # in the order in which they were posted
+        # In the order in which they were posted. One that nobody has any more is over: its
+        # communicator keeps it until then. Not kept here, or its buffers would live too long.
+        self._open: deque[weakref.ref[cc.Work]] = deque()
         self._posting = threading.Lock()
         self._coalesced: list[Work] | None = None
+        # DDP's reducer, under join(), keeps the C++ half of an all_reduce of one element, and waits
+        # for ever for one whose Python half is gone.
+        self._kept: deque[Work] = deque(maxlen=_KEPT_MAX)
 
     def _options(self, opts: Options | None) -> dict[str, Any]:
         timeout = self._timeout
@@ -72,6 +79,8 @@ class Posting:
             if at_once:
                 work.wait()
                 return None
+        if name == "all_reduce" and results and results[0].numel() == 1:
+            self._kept.append(work)
         if self._coalesced is not None:
             self._coalesced.append(work)
         return work
@@ -80,17 +89,19 @@ class Posting:
         """Posts it once there is room for it: the core takes so many at a time."""
         with self._posting:  # threads, as those of callbacks are, may post in one group
             while len(self._open) >= _OPEN_MAX:
+                oldest = self._open[0]()
                 with suppress(Exception):  # its own waiter is told
-                    self._open[0].wait()
+                    if oldest is not None:
+                        oldest.wait()
                 self._open.popleft()
             work: cc.Work = call(async_op=True, **options)
-            self._open.append(work)
+            self._open.append(weakref.ref(work))
         return work
 
     def _still_open(self) -> bool:
         """Whether operations are open, which are to be counted."""
         with self._posting:
-            while self._open and self._open[0].done:
+            while self._open and ((oldest := self._open[0]()) is None or oldest.done):
                 self._open.popleft()
             return bool(self._open)
 

@@ -30,6 +30,9 @@ from collectives.torch.rendezvous import Address
 from collectives.torch.replicas import Replica
 from collectives.torch.state import share
 
+# By name: to import them takes seconds.
+_SHARDED = {"FullyShardedDataParallel", "FSDPModule", "DTensor", "ZeroRedundancyOptimizer"}
+
 
 class Run:
     """An elastic run; made by `elastic`.
@@ -52,7 +55,11 @@ class Run:
         group._use(run.connect("joiner", group._timeout, existing=True))
         alone.close()
         comm = group.communicator
-        self._share(None)
+        try:
+            self._share(None)
+        except BaseException:
+            comm.close()  # the others need not wait for who does not train with them
+            raise
         self._entered = cc.Change(comm.epoch, (comm.members[comm.rank],), ())
 
     def boundary(self, timeout: float | None = None) -> cc.Change:
@@ -93,10 +100,17 @@ class Run:
             replica.renew()
 
     def _pack(self) -> Any:
-        return [part.state_dict() for part in self._parts], self.state
+        return self._kinds(), [part.state_dict() for part in self._parts], self.state
+
+    def _kinds(self) -> list[str]:
+        return [type(part).__name__ for part in self._parts]
 
     def _unpack(self, received: Any) -> None:
-        parts, state = received
+        kinds, parts, state = received
+        if kinds != self._kinds():
+            raise ValueError(
+                f"elastic was called with {self._kinds()} here, and with {kinds} in the run to join"
+            )
         for part, its_state in zip(self._parts, parts, strict=True):
             part.load_state_dict(its_state)
         self.state.clear()
@@ -116,7 +130,8 @@ def elastic(*parts: Any, state: dict[str, Any] | None = None) -> Run:
 
     Raises:
         TypeError: the default group is not one of this library, or a part has no state.
-        ValueError: a DDP model is of another group, or has a communication hook of its own.
+        ValueError: a DDP model is of another group, or has a communication hook of its own; a part
+            is sharded; or the run to join has other parts.
         RuntimeError: the group is elastic already.
         CollectivesError: this process was to join a run, and could not.
     """
@@ -132,9 +147,21 @@ def elastic(*parts: Any, state: dict[str, Any] | None = None) -> Run:
             raise TypeError(
                 f"a {type(part).__name__} has no state_dict and load_state_dict: put it into state="
             )
+        if _is_sharded(part):
+            raise ValueError(
+                f"this {type(part).__name__} is sharded, so what a dead rank has of it is lost: it "
+                "cannot be elastic; use checkpoints"
+            )
     return Run(group, parts, {} if state is None else state)
 
 
 def _ddp_models(parts: tuple[Any, ...]) -> list[DistributedDataParallel]:
     modules = [m for part in parts if isinstance(part, torch.nn.Module) for m in part.modules()]
     return [m for m in dict.fromkeys(modules) if isinstance(m, DistributedDataParallel)]
+
+
+def _is_sharded(part: Any) -> bool:
+    things = [part]
+    if isinstance(part, torch.nn.Module):
+        things += [*part.modules(), *part.parameters()]
+    return any(kind.__name__ in _SHARDED for thing in things for kind in type(thing).__mro__)

@@ -120,23 +120,30 @@ class _Pickler(pickle.Pickler):
     def __init__(self, file: io.BytesIO, protocol: int) -> None:
         super().__init__(file, protocol=protocol)
         self.tensors: list[Tensor] = []
+        self._met: dict[int, tuple[int, Tensor]] = {}  # what comes twice is one tensor there, too
 
     def persistent_id(self, value: Any) -> Any:
         if type(value) is not torch.Tensor or not _is_plain(value):
             return None  # it is pickled with its bytes
-        self.tensors.append(value.detach().resolve_conj().resolve_neg())
-        return tuple(value.shape), value.dtype
+        number, _ = self._met.setdefault(id(value), (len(self.tensors), value))
+        if number == len(self.tensors):
+            self.tensors.append(value.detach().resolve_conj().resolve_neg())
+        return number, tuple(value.shape), value.dtype, value.requires_grad
 
 
 class _Unpickler(pickle.Unpickler):
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)
         self.tensors: list[Tensor] = []
+        self._made: list[Tensor] = []
 
     def persistent_load(self, told: Any) -> Tensor:
-        shape, dtype = told
-        self.tensors.append(torch.empty(shape, dtype=dtype))
-        return self.tensors[-1]
+        number, shape, dtype, requires_grad = told
+        if number == len(self._made):
+            empty = torch.empty(shape, dtype=dtype)
+            self.tensors.append(empty.detach())
+            self._made.append(empty.requires_grad_(requires_grad))
+        return self._made[number]
 
 
 def _is_plain(tensor: Tensor) -> bool:

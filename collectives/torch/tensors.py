@@ -24,9 +24,10 @@ def dense(tensor: Tensor) -> Tensor:
 
 
 def numbers(tensor: Tensor) -> Tensor:
-    """For reductions: a complex tensor as pairs of real numbers."""
+    """For reductions: a complex tensor as pairs of real numbers, in the same memory; RuntimeError
+    if it is a conjugate that torch has not computed yet."""
     plain = dense(tensor)
-    return torch.view_as_real(plain.resolve_conj()) if plain.is_complex() else plain
+    return torch.view_as_real(plain) if plain.is_complex() else plain
 
 
 def content(tensor: Tensor) -> Tensor:
@@ -37,7 +38,7 @@ def content(tensor: Tensor) -> Tensor:
         return plain
     if plain.is_complex():
         return torch.view_as_real(plain)
-    if plain.itemsize > 1:
+    if plain.itemsize > 1 or plain.is_quantized:  # its scale would stay behind
         raise TypeError(f"tensors of {plain.dtype} cannot be sent")
     return plain.view(torch.uint8)
 
@@ -45,20 +46,30 @@ def content(tensor: Tensor) -> Tensor:
 class Blocks:
     """The tensors of a list as one flat tensor, rank by rank.
 
+    Args:
+        size: there must be so many.
+        count: of elements that each must have; None: any.
+
     Attributes:
         flat: all their elements. A view if they lie behind each other in memory, as those that
             were made by chunking do; else a copy.
         counts: how many elements each has.
     """
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
+    def __init__(self, tensors: Sequence[Tensor], size: int, count: int | None = None) -> None:
         self._tensors = [content(tensor) for tensor in tensors]
-        if not self._tensors:
-            raise ValueError("a tensor for each rank is needed, not an empty list")
+        if len(self._tensors) != size:
+            raise ValueError(
+                f"expected a list of {size} tensors, one for each rank, not of {len(tensors)}"
+            )
         dtypes = {tensor.dtype for tensor in self._tensors}
         if len(dtypes) > 1:
             raise TypeError(f"the tensors of a list must have one dtype, not {dtypes}")
         self.counts = [tensor.numel() for tensor in self._tensors]
+        if count is not None and self.counts != [count] * size:
+            raise ValueError(
+                f"each tensor of the list must have {count} elements, not {self.counts}"
+            )
         view = _adjacent(self._tensors)
         self._is_view = view is not None
         self.flat = torch.empty(sum(self.counts), dtype=dtypes.pop()) if view is None else view
@@ -84,9 +95,11 @@ class Blocks:
 def _adjacent(tensors: Sequence[Tensor]) -> Tensor | None:
     """All of these as one view, if they lie behind each other in one storage."""
     first = tensors[0]
-    at, storage = first.data_ptr(), first.untyped_storage().data_ptr()
+    at, storage = first.data_ptr(), first.untyped_storage()._cdata  # one may end where others go on
     for tensor in tensors:
-        if not tensor.is_contiguous() or tensor.untyped_storage().data_ptr() != storage:
+        if not tensor.is_contiguous() or tensor.is_neg():
+            return None
+        if tensor.untyped_storage()._cdata != storage:
             return None
         if tensor.numel():
             if tensor.data_ptr() != at:

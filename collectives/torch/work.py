@@ -43,9 +43,13 @@ class Work(dist.Work):
 
         Raises: TimedOut: it is not complete yet; it goes on. Else what it failed with.
         """
-        limit = None if timeout is None or timeout <= _ZERO else timeout.total_seconds()
-        for work in self._works:
-            work.wait(limit)
+        if timeout is None or timeout <= _ZERO:
+            for work in self._works:
+                work.wait()
+        else:
+            until = time.monotonic() + timeout.total_seconds()
+            for work in self._works:
+                work.wait(max(0.0, until - time.monotonic()))
         with self._lock:
             if self._finish is not None:
                 self._finish()

@@ -124,7 +124,11 @@ void cc__pair_complete(cc__group *group, cc__op *op, cc_status status, const cha
     group->pairs.n_open--;
     group->pairs.finished++;
     cc__op_trace(op, group->links, CC_TRACE_MESSAGE_ENDED, status, op->pair ? &op->pair->id : NULL);
-    cc__op_finish(op, status, message);
+    char told[CC_MESSAGE_MAX] = "";
+    const char *name = op->request.kind == CC_SEND ? "send" : "recv";
+    int room = (int)(sizeof told - sizeof "send: ");
+    if (status != CC_OK) snprintf(told, sizeof told, "%s: %.*s", name, room, message);
+    cc__op_finish(op, status, told);
 }
 
 void cc__pair_settle(cc__group *group, cc__pair *pair, cc__incoming *incoming, cc_status status) {

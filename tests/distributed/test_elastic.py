@@ -19,6 +19,7 @@ import torch.distributed as dist  # noqa: E402
 from cluster import Worker, results  # noqa: E402
 from elastic_calls import KINDS, Net, die, prepare, train, train_through  # noqa: E402
 from ranks import Ranks  # noqa: E402
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard  # noqa: E402
 from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 
 import collectives.torch as ct  # noqa: E402
@@ -54,7 +55,7 @@ def a_step_with_a_death(worker: Worker, victim: int, layer: int, view: bool) -> 
 
     def last_words(_: Any) -> None:
         if run.state["step"] == 2:
-            for work in list(dist.group.WORLD._open):
+            for work in list(dist.group.WORLD.communicator._open):
                 work.wait()
             die()
 
@@ -186,6 +187,8 @@ def test_the_size_follows_at_the_next_boundary() -> None:
 
 def misuse(worker: Worker) -> list[str]:
     """A call: what is said to those who call it wrongly."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer  # takes a second
+
     said = []
 
     def refused(kind: type[Exception], *parts: Any) -> None:
@@ -199,6 +202,11 @@ def misuse(worker: Worker) -> list[str]:
     small = DistributedDataParallel(Net(), process_group=dist.new_group([0, 1]))
     refused(ValueError, small)
     refused(TypeError, torch.zeros(3))
+    parameters = Net().parameters()
+    refused(ValueError, ZeroRedundancyOptimizer(parameters, torch.optim.SGD, lr=0.1))
+    refused(ValueError, torch.nn.Sequential(fully_shard(torch.nn.Linear(2, 2))))
+    flat = FullyShardedDataParallel(Net(), device_id=torch.device("cpu"), use_orig_params=True)
+    refused(ValueError, flat)
     assert not dist.group.WORLD.elastic
     ct.elastic(DistributedDataParallel(Net()))
     refused(RuntimeError)
@@ -212,7 +220,8 @@ def hook(state, bucket):  # type: ignore[no-untyped-def]  # DDP looks at annotat
 
 
 def test_misuse_is_refused() -> None:
-    words = ["of its own", "default group", "state_dict", "already", "init_process_group"]
+    words = ["of its own", "default group", "state_dict", *["sharded"] * 3]
+    words += ["already", "init_process_group"]
     with Ranks(2) as ranks:
         for said in ranks.each(misuse):
             for word, text in zip(words, said, strict=True):

@@ -168,6 +168,31 @@ def test_nobody_has_the_state_any_more() -> None:
             joiner.result()
 
 
+def is_another(worker: Worker) -> str:
+    """A call: comes in with other parts than the run has, and lives on."""
+    model = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError) as error:
+        ct.elastic(model, state={"step": 0})
+    return str(error.value)
+
+
+def go_on(worker: Worker) -> float:
+    """A call: the members' next operation."""
+    x = torch.ones(1)
+    dist.all_reduce(x)
+    return x.item()
+
+
+def test_a_joiner_that_is_another_program_keeps_nobody_waiting() -> None:
+    with Ranks(2) as ranks:
+        ranks.each(large_state, -1, 0)
+        members = list(ranks.peers)
+        joiner = ranks.rejoin().start(is_another)
+        assert results(ranks.start(admit, peers=members)) == [1, 1]
+        assert "['Linear'] here, and with [] in the run" in joiner.result()
+        assert ranks.each(go_on, peers=members) == [2.0, 2.0]
+
+
 def refuse(worker: Worker) -> None:
     """A call: a run whose state cannot be pickled."""
     worker.kept["run"] = ct.elastic(state={"step": lambda: None})
@@ -230,3 +255,15 @@ def test_a_state_of_every_kind_of_tensor() -> None:
     assert torch.equal(found.pop("sparse").to_dense(), given.pop("sparse").to_dense())
     for name, theirs in given.items():
         assert torch.equal(found[name], theirs), name
+
+
+def test_a_tensor_that_comes_twice_is_one() -> None:
+    one, other = torch.arange(3.0), torch.ones(2, requires_grad=True)
+    frame, sent = transfer.pack({"a": one, "b": [one, other], "c": torch.nn.Parameter(other)})
+    assert len(sent) == 3
+    found, empty = transfer.unpack(frame)
+    for target, source in zip(empty, sent, strict=True):
+        target.copy_(source)
+    assert found["a"] is found["b"][0] and torch.equal(found["a"], one)
+    assert found["b"][1].requires_grad and torch.equal(found["b"][1], other)
+    assert torch.equal(found["c"], other)

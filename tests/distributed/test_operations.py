@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -94,6 +95,54 @@ def test_sparse_tensors() -> None:
     with Ranks(3) as ranks:
         ranks.each(reduces_sparse)
         ranks.each(trains_a_sparse_embedding)
+
+
+def gathers_into_views(worker: Worker) -> None:
+    """A call: into what lies one behind the other, but is not one tensor."""
+    x = torch.tensor([dist.get_rank() + 1.0])
+    memory = np.zeros(2, np.float32)
+    short, whole = torch.from_numpy(memory[:1]), torch.from_numpy(memory)
+    dist.all_gather([short, whole[1:]], x)
+    assert memory.tolist() == [1, 2]
+    both = torch.zeros(2)
+    dist.all_gather([both[:1], torch._neg_view(both[1:])], x)
+    assert both.tolist() == [1, -2]
+
+
+def test_lists_of_views() -> None:
+    with Ranks(2) as ranks:
+        ranks.each(gathers_into_views)
+
+
+def refuses(worker: Worker) -> None:
+    """A call: what would only seem to fit is refused, and nothing is sent."""
+    x, apart = torch.ones(2), [torch.ones(1), torch.ones(3)]
+    four = [torch.ones(1) for _ in range(4)]
+    if dist.get_rank() == 0:
+        for call in (
+            lambda: dist.gather(x, apart, 0),
+            lambda: dist.gather(x, four, 0),
+            lambda: dist.scatter(x, apart, 0),
+            lambda: dist.all_gather(four, x),
+            lambda: dist.all_to_all(four, four),
+        ):
+            with pytest.raises(ValueError, match="list"):
+                call()
+    conjugate = torch.tensor([1 + 2j, 3j]).conj()
+    for call in (
+        lambda: dist.reduce(conjugate, 0),
+        lambda: dist.broadcast(conjugate, 0),
+        lambda: dist.all_reduce(conjugate),
+    ):
+        with pytest.raises(RuntimeError, match="conj"):
+            call()
+    dist.all_reduce(x)
+    assert torch.equal(x, torch.full((2,), 2.0))
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with Ranks(2) as ranks:
+        ranks.each(refuses)
 
 
 def lose_a_rank(worker: Worker) -> str:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
+import weakref
 from datetime import timedelta
 from typing import Any
 
@@ -123,6 +125,28 @@ def test_works_may_be_dropped_while_under_way() -> None:
         ranks.peers[1].call(drops, 25)
         first.result()
         ranks.each(ones_sum)
+
+
+def keeps_nothing(worker: Worker) -> None:
+    """A call: memory of an operation that is over is given back, without another operation."""
+    for post in (
+        lambda x: dist.all_reduce(x, async_op=True),
+        lambda x: dist.all_gather([torch.empty(3) for _ in range(2)], x, async_op=True),
+        lambda x: dist.all_reduce(x, async_op=True).get_future(),
+    ):
+        x = torch.ones(3)
+        work, memory = post(x), weakref.ref(x)
+        work.wait()
+        del x, work
+        deadline = time.monotonic() + 10
+        while memory() is not None:  # the thread of a future may be about to let go
+            assert time.monotonic() < deadline
+    ones_sum(worker)
+
+
+def test_what_is_over_keeps_no_memory() -> None:
+    with Ranks(2) as ranks:
+        ranks.each(keeps_nothing)
 
 
 def posts_many(worker: Worker, count: int) -> None:
@@ -376,3 +400,22 @@ def test_waiting_that_passes_as_the_operation_ends_is_no_failure() -> None:
         work.wait(SOON)
     assert work.is_success() and work.exception() is None
     assert work.get_future().wait()[0].data_ptr() == x.data_ptr()
+
+
+def test_a_wait_for_several_has_one_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    from collectives.torch import work as module
+
+    now, limits = [100.0], []
+
+    class Slow:
+        """An operation that takes 0.4 s by the clock of this test."""
+
+        done = True
+
+        def wait(self, timeout: float | None = None) -> None:
+            limits.append(timeout)
+            now[0] += 0.4
+
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    module.Work([Slow() for _ in range(4)], []).wait(timedelta(seconds=1))
+    assert limits == pytest.approx([1.0, 0.6, 0.2, 0.0])

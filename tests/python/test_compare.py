@@ -22,7 +22,7 @@ import compare  # noqa: E402
 import environments  # noqa: E402
 import plot  # noqa: E402
 import report  # noqa: E402
-from ranks import Failed, Ranks  # noqa: E402
+from bench_ranks import Failed, Ranks  # noqa: E402
 
 # ---- arithmetic -----------------------------------------------------------------------------
 
