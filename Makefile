@@ -91,6 +91,7 @@ test-python: $(STAMPS)/test
 # Torch is no requirement of the tests: this installs it (the CPU build where pip finds one).
 test-torch: $(STAMPS)/test
 	$(PIP) install torch==2.13.0
+	-$(PIP) install torch==2.13.0 torchft==0.2.0 # its test is skipped without it
 	$(BIN)/python -m pytest tests/python/test_torch.py tests/distributed $(PYTEST)
 
 # torch's own tests, which are in its wheel: docs/torch_suite.md.
