@@ -37,8 +37,8 @@ from typing import Any
 import environments
 import numpy as np
 import report
-from environments import LIBRARIES, Absent, Environment
 from bench_ranks import START_S, Failed, Message, Ranks
+from environments import LIBRARIES, Absent, Environment
 
 from collectives.cli import _launch, bench, bench_trial
 from collectives.cli.progress import Progress

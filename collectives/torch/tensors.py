@@ -60,7 +60,7 @@ class Blocks:
         self._tensors = [content(tensor) for tensor in tensors]
         if len(self._tensors) != size:
             raise ValueError(
-                f"expected a list of {size} tensors, one for each rank, not of {len(tensors)}"
+                f"expected a list of {size} tensors, one for each of the ranks, not of {len(tensors)}"
             )
         dtypes = {tensor.dtype for tensor in self._tensors}
         if len(dtypes) > 1:

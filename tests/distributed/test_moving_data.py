@@ -287,9 +287,9 @@ def is_refused(worker: Worker) -> None:
     errors = (TypeError, ValueError, RuntimeError)
     for words, call in [
         ("root|rank", lambda: dist.broadcast(x, SIZE)),
-        ("each of 3 ranks", lambda: dist.all_gather(three[:2], x)),
-        ("each of 3 ranks", lambda: dist.all_gather([torch.empty(3), torch.empty(3)], x)),
-        ("each of 3 ranks", lambda: dist.all_to_all(three, three[:2])),
+        ("list of 3 tensors", lambda: dist.all_gather(three[:2], x)),
+        ("list of 3 tensors", lambda: dist.all_gather([torch.empty(3), torch.empty(3)], x)),
+        ("list of 3 tensors", lambda: dist.all_to_all(three, three[:2])),
         ("elements|counts", lambda: dist.all_gather([torch.empty(3)] * SIZE, x)),
         ("elements", lambda: dist.all_gather_into_tensor(torch.empty(5), x)),
         ("dtype", lambda: dist.all_gather_into_tensor(torch.empty(6).double(), x)),
@@ -317,8 +317,8 @@ def root_refuses(worker: Worker) -> None:
         for words, call in [
             ("each tensor of the list must have", lambda: dist.scatter(x, uneven, src=0)),
             ("each tensor of the list must have", lambda: dist.gather(x, uneven, dst=0)),
-            ("each of 3 ranks", lambda: dist.scatter(x, uneven[:1] * 2, src=0)),
-            ("each of 3 ranks", lambda: dist.gather(x, [torch.ones(3), torch.ones(3)], dst=0)),
+            ("list of 3 tensors", lambda: dist.scatter(x, uneven[:1] * 2, src=0)),
+            ("list of 3 tensors", lambda: dist.gather(x, [torch.ones(3), torch.ones(3)], dst=0)),
             ("elements", lambda: dist.scatter(x, [torch.ones(3)] * SIZE, src=0)),
             ("elements", lambda: dist.gather(x, [torch.ones(3) for _ in range(SIZE)], dst=0)),
         ]:

@@ -6,7 +6,6 @@ once, of every dtype, and what fails names itself. Method: values tell sender, t
 
 from __future__ import annotations
 
-import time
 from datetime import timedelta
 from typing import Any
 
@@ -203,32 +202,3 @@ def test_a_recv_that_is_not_served_says_so() -> None:
         (error,) = outcomes([ranks.peers[0].start(waits_in_vain)])
         assert isinstance(error, cc.TimedOut), error
         assert "recv" in str(error)
-
-
-def waits_for_several(worker: Worker) -> None:
-    """A call: a wait for several messages has one limit, not one for each."""
-    works = dist.batch_isend_irecv([dist.P2POp(dist.irecv, torch.empty(1), 1) for _ in range(1)])
-    assert len(works) == 1
-    from collectives.torch.posting import _together
-
-    many = [dist.irecv(torch.empty(1), 1) for _ in range(8)]
-    began = time.monotonic()
-    with pytest.raises(cc.TimedOut):
-        _together(many).wait(timedelta(seconds=0.2))  # as a coalesced batch is
-    assert time.monotonic() - began < 1.0
-    worker.note("waited")
-    for work in (*works, *many):
-        work.wait()
-
-
-def serves(worker: Worker, count: int) -> None:
-    for _ in range(count):
-        dist.send(torch.ones(1), 0)
-
-
-def test_one_limit_for_several() -> None:
-    with Ranks(2) as ranks:
-        call = ranks.peers[0].start(waits_for_several)
-        ranks.peers[0].wait_note()
-        ranks.peers[1].call(serves, 9)
-        call.result()

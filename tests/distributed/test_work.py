@@ -427,3 +427,22 @@ def test_waiting_that_passes_as_the_operation_ends_is_no_failure() -> None:
         work.wait(SOON)
     assert work.is_success() and work.exception() is None
     assert work.get_future().wait()[0].data_ptr() == x.data_ptr()
+
+
+def test_a_wait_for_several_has_one_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    from collectives.torch import work as module
+
+    now, limits = [100.0], []
+
+    class Slow:
+        """An operation that takes 0.4 s by the clock of this test."""
+
+        done = True
+
+        def wait(self, timeout: float | None = None) -> None:
+            limits.append(timeout)
+            now[0] += 0.4
+
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    module.Work([Slow() for _ in range(4)], []).wait(timedelta(seconds=1))
+    assert limits == pytest.approx([1.0, 0.6, 0.2, 0.0])

@@ -70,5 +70,5 @@ def test_links_lead_somewhere() -> None:
     assert "docs/algorithms.md" in links
     assert [link for link in links if not (ROOT / link).exists()] == []
     tree = re.findall(r"^    (\w+)/ {2,}", README, re.MULTILINE)
-    assert len(tree) == 7
+    assert len(tree) == 8
     assert [folder for folder in tree if not (ROOT / folder).is_dir()] == []

@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 LINES_MAX = 450
-SOURCES = ("csrc", "transport", "bindings", "collectives", "tests", "benchmarks")
+SOURCES = ("csrc", "transport", "bindings", "collectives", "tests", "benchmarks", "examples")
 # A tool that was taken over as it is, with a README of its own.
 FOREIGN = ROOT / "tests" / "wan"
 
