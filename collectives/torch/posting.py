@@ -43,7 +43,7 @@ class Posting:
         # In the order in which they were posted. One that nobody has any more is over: its
         # communicator keeps it until then. Not kept here, or its buffers would live too long.
         self._open: deque[weakref.ref[cc.Work]] = deque()
-        self._posting = threading.Lock()
+        self._posting = threading.RLock()  # a signal's handler may post in the middle of a post
         self._coalesced: list[Work] | None = None
         # DDP's reducer, under join(), keeps the C++ half of an all_reduce of one element, and waits
         # for ever for one whose Python half is gone.
@@ -89,11 +89,10 @@ class Posting:
         """Posts it once there is room for it: the core takes so many at a time."""
         with self._posting:  # threads, as those of callbacks are, may post in one group
             while len(self._open) >= _OPEN_MAX:
-                oldest = self._open[0]()
+                oldest = self._open.popleft()()
                 with suppress(Exception):  # its own waiter is told
                     if oldest is not None:
                         oldest.wait()
-                self._open.popleft()
             work: cc.Work = call(async_op=True, **options)
             self._open.append(weakref.ref(work))
         return work

@@ -35,7 +35,7 @@ class Work(dist.Work):
         self._works = works
         self._tensors = tensors  # what a future yields
         self._finish = finish  # brings results to where the caller wants them; once
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may wait in the middle of a wait
         self._future: Any = None
 
     def wait(self, timeout: timedelta | None = None) -> bool:

@@ -9,6 +9,7 @@ certain; no time is measured but to find that a wait has passed.
 from __future__ import annotations
 
 import gc
+import signal
 import threading
 import time
 import weakref
@@ -163,6 +164,32 @@ def posts_many(worker: Worker, count: int) -> None:
 def test_300_operations_at_once() -> None:
     with Ranks(3) as ranks:
         ranks.each(posts_many, 300)
+
+
+def is_interrupted(worker: Worker, count: int) -> None:
+    """A call: posts more than the core takes before anybody else comes, and has to wait; a signal's
+    handler posts one more."""
+    posted: list[Any] = []
+
+    def handle(*_: Any) -> None:
+        posted.append(dist.all_reduce(torch.ones(4), async_op=True))
+        worker.note("handled")
+
+    signal.signal(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    works = [dist.all_reduce(torch.ones(4), async_op=True) for _ in range(count)]
+    for work in works + posted:
+        work.wait()
+    assert len(posted) == 1
+
+
+def test_a_signal_handler_may_post_in_the_middle_of_a_post() -> None:
+    with Ranks(2) as ranks:
+        first = ranks.peers[0].start(is_interrupted, 70)
+        assert ranks.peers[0].wait_note() == "handled"
+        ranks.peers[1].call(ones_sum, 71)
+        first.result()
+        ranks.each(ones_sum)
 
 
 # ---- futures ---------------------------------------------------------------------------------
