@@ -127,10 +127,10 @@ def _buffers(spec: Spec, peer: Peer, rank: int, world: int) -> tuple[np.ndarray,
 def post(peer: Peer, spec: Spec, world: int, rank: int, **options: int) -> Operation:
     """Posts it on one peer. Buffers that play no part at this rank are not passed."""
     settings: dict[str, object] = {"algorithm": spec.algorithm, "lane": spec.lane, **options}
-    flags = lib.CC_PRESERVE
-    flags |= 0 if spec.retry else lib.CC_NO_RETRY
-    flags |= lib.CC_WHOLE if spec.whole else 0
-    settings["flags"] = int(flags)
+    if spec.whole or not spec.retry:
+        flags = 0 if spec.retry else lib.CC_NO_RETRY
+        flags |= lib.CC_WHOLE if spec.whole else 0
+        settings["flags"] = int(lib.CC_PRESERVE | flags)
     if spec.kind in ("barrier", "boundary"):
         return peer.post(spec.kind, **settings)
     data, out = _buffers(spec, peer, rank, world)

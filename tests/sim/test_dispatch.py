@@ -151,7 +151,7 @@ def test_errors_that_are_agreed_reach_them_too(busy: list[int]) -> None:
         world.recover()
         world.finish(late)
         assert {op.status for op in late} == {int(lib.CC_TIMED_OUT)}
-        assert all("deadline" in op.message and op.intact for op in late)
+        assert all("timeout" in op.message and op.intact for op in late)
 
 
 def test_agents_have_an_eighth_of_a_beat_before_members_step_in() -> None:

@@ -99,7 +99,7 @@ def test_a_deadline_passes_on_all() -> None:
         world.finish(ops)
         for op in ops:
             assert op.status == lib.CC_TIMED_OUT and op.intact
-            assert "deadline" in op.message and "rank 0" in op.message, op.message
+            assert "timeout" in op.message and "rank 0" in op.message, op.message
         go_on(world)
 
 
