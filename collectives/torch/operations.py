@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import ReduceOp
+from torch.distributed import AllreduceOptions, ReduceOp
 
 import collectives as cc
+from collectives.torch.plain import PRESERVE_BYTES
 from collectives.torch.plain import all_reduce as reduce_plain
 from collectives.torch.posting import Posting, profiling
 from collectives.torch.sparse import Sparse
@@ -33,7 +34,6 @@ _OPS = {
     ReduceOp.BOR: "bor",
     ReduceOp.BXOR: "bxor",
 }
-_PRESERVE_BYTES = 1 << 20
 
 
 def reduction(op: Any, *tensors: Tensor) -> str | cc.Premul:
@@ -72,13 +72,13 @@ class Operations(Posting):
     def _preserve(self, *tensors: Tensor) -> bool:
         """Whether a failed reduction in place has to leave its input as it was. Torch does not ask
         for that; but without it an operation cannot begin again, and a copy of little is cheap."""
-        return self.elastic or sum(t.numel() * t.itemsize for t in tensors) <= _PRESERVE_BYTES
+        return self.elastic or sum(t.numel() * t.itemsize for t in tensors) <= PRESERVE_BYTES
 
     def allreduce(self, tensors: Any, opts: Any = None, timeout: Any = None) -> Work | None:
         tensor = one(tensors)
-        op, opts = _op_and_options(opts)
-        if opts is not None and not opts.asyncOp and self._reduce_plain(tensor, op, opts.timeout):
+        if type(opts) is AllreduceOptions and not opts.asyncOp and self._reduce_plain(tensor, opts):
             return None
+        op, opts = _op_and_options(opts)
         if tensor.layout is torch.sparse_coo:
             return self._reduce_sparse(tensor, op, opts)
         return self._run("all_reduce", opts, [self._reduce_in_place(tensor, op)], [tensor])
@@ -91,18 +91,13 @@ class Operations(Posting):
         ]
         return self._run("all_reduce", opts, calls, [tensor], sparse.spread)
 
-    def _reduce_plain(self, tensor: Tensor, op: Any, timeout: timedelta) -> bool:
+    def _reduce_plain(self, tensor: Tensor, opts: Any) -> bool:
         """Does it the short way, if it can."""
         if self._open or self._coalesced is not None or profiling():
             return False
-        done = reduce_plain(
-            self._comm,
-            tensor,
-            op,
-            whole=not self.elastic,
-            preserve=self._preserve(tensor),
-            timeout_ms=self._timeout_ms if timeout <= _ZERO else int(timeout.total_seconds() * 1e3),
-        )
+        timeout = opts.timeout
+        limit = self._timeout_ms if timeout <= _ZERO else int(timeout.total_seconds() * 1e3)
+        done = reduce_plain(self._comm, tensor, opts.reduceOp, self.elastic, limit)
         self._sequence += done
         return done
 

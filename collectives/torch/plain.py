@@ -15,7 +15,11 @@ import collectives as cc
 from collectives._core import ffi, lib
 from collectives.buffers import DTYPES
 
-_CODES = {getattr(torch, name): int(getattr(lib, f"CC_{name.upper()}")) for name in DTYPES}
+PRESERVE_BYTES = 1 << 20  # of inputs that a copy is kept of
+_CODES = {
+    getattr(torch, name): (int(getattr(lib, f"CC_{name.upper()}")), getattr(torch, name).itemsize)
+    for name in DTYPES
+}
 # By number: a ReduceOp's own hash and comparison are slow.
 _OPS = {
     int(getattr(ReduceOp, theirs)): int(getattr(lib, f"CC_{ours}"))
@@ -27,22 +31,24 @@ _strided = torch.strided
 _cast = ffi.cast
 
 
-def all_reduce(
-    comm: cc.Communicator, tensor: Any, op: Any, *, whole: bool, preserve: bool, timeout_ms: int
-) -> bool:
-    """Runs it; or False: it is not of that kind, and nothing was done.
+def all_reduce(comm: cc.Communicator, tensor: Any, op: Any, elastic: bool, timeout_ms: int) -> bool:
+    """Runs it, if `elastic` among those that live; or False: it is not of that kind, and nothing
+    was done.
 
     Raises: what `Communicator.all_reduce` raises.
     """
-    code = _CODES.get(tensor.dtype)
-    if code is None or type(tensor) is not _Tensor or not tensor.is_cpu:
+    known = _CODES.get(tensor.dtype)
+    if known is None or type(tensor) is not _Tensor or not tensor.is_cpu:
         return False
     if tensor.layout is not _strided or not tensor.is_contiguous() or tensor.is_neg():
         return False
     kind, count = _OPS.get(int(op.op)), tensor.numel()
     if kind is None or not count or comm._closed:
         return False
+    code, itemsize = known
     at = _cast("char *", tensor.data_ptr())
-    flags = (_WHOLE if whole else 0) | (_PRESERVE if preserve else 0)
+    flags = _PRESERVE if elastic or count * itemsize <= PRESERVE_BYTES else 0
+    if not elastic:
+        flags |= _WHOLE
     comm._reduce_at(at, at, code, kind, count, flags, timeout_ms, tensor, tensor)
     return True
