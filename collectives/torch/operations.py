@@ -24,6 +24,7 @@ from collectives.torch.tensors import Blocks, Tensor, content, numbers, one
 from collectives.torch.work import Work
 
 _ZERO = timedelta(0)
+_SHORTEST = timedelta(milliseconds=1)
 _OPS = {
     ReduceOp.SUM: "sum",
     ReduceOp.AVG: "avg",
@@ -48,9 +49,6 @@ def reduction(op: Any, *tensors: Tensor) -> str | cc.Premul:
         factor = op.__getstate__()[1]
         return cc.premul(float(factor))
     raise TypeError(f"the reduction {op} is not known")
-
-
-_SHORTEST = timedelta(milliseconds=1)
 
 
 class Operations(Posting):
